@@ -1,0 +1,1 @@
+"""Differentiable kernels in JAX, usable without videomv_jax."""

@@ -1,0 +1,174 @@
+"""Layers shared by every network: linear, convolution, norms, embeddings.
+
+Every parameter carries `axes`, the logical names of its dimensions; the table in
+`videomv_jax.sharding` maps them to the mesh. Parameters are float32 unless the
+config says otherwise, compute runs in `dtype`, norms always in float32.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from videomv_jax.types import PRNGKey
+
+Axes = tuple[str | None, ...]
+_zeros = nnx.initializers.zeros_init()
+
+
+def linear(
+    features_in: int,
+    features_out: int,
+    *,
+    axes: Axes = ("embed", "mlp"),
+    use_bias: bool = True,
+    zero: bool = False,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear layer `[..., in] -> [..., out]` with named axes.
+
+    Args:
+        features_in, features_out: widths.
+        axes: logical names of the kernel's (in, out) dimensions.
+        zero: start at zero (last layers of residual branches).
+        dtype: compute type.
+    """
+    return nnx.Linear(
+        features_in,
+        features_out,
+        use_bias=use_bias,
+        kernel_init=_zeros if zero else nnx.initializers.lecun_normal(),
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Conv(nnx.Module):
+    """Convolution over the trailing spatial axes of `[..., *space, c]`.
+
+    The kernel is stored output channel first (O, *window, I): what cuDNN reads
+    without a copy. Padding is explicit and symmetric unless given per side.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        window: Sequence[int] = (3, 3),
+        *,
+        stride: int = 1,
+        padding: Sequence[tuple[int, int]] | None = None,
+        zero: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.stride = stride
+        self.padding = tuple(padding or ((k // 2, k // 2) for k in window))
+        self.dtype = dtype
+        shape = (features_out, *window, features_in)
+        init = nnx.initializers.variance_scaling(
+            1.0, "fan_in", "truncated_normal", in_axis=range(1, len(shape)), out_axis=0
+        )
+        space = (None,) * len(window)
+        self.kernel = nnx.Param(
+            (_zeros if zero else init)(rngs.params(), shape, jnp.float32),
+            axes=("conv_out", *space, "conv_in"),
+        )
+        self.bias = nnx.Param(
+            jnp.zeros((features_out,), jnp.float32), axes=("conv_out",)
+        )
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        x, kernel, bias = nnx.nn.dtypes.promote_dtype(
+            (x, self.kernel[...], self.bias[...]), dtype=self.dtype
+        )
+        space = "DHW"[-len(self.padding) :]
+        batch = x.shape[: -len(space) - 1]
+        y = jax.lax.conv_general_dilated(
+            x.reshape(-1, *x.shape[len(batch) :]),
+            kernel,
+            (self.stride,) * len(space),
+            self.padding,
+            dimension_numbers=(f"N{space}C", f"O{space}I", f"N{space}C"),
+        )
+        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y.reshape(*batch, *y.shape[1:])
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation of `[n, ..., c]` over everything but n and the group.
+
+    Statistics are float32 and two-pass. Which axes share statistics is decided by
+    the shape passed: `[b * f, h, w, c]` is per frame, `[b, f, h, w, c]` per clip.
+    """
+
+    def __init__(self, features: int, groups: int = 32, *, eps: float, dtype):
+        self.groups, self.eps, self.dtype = groups, eps, dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("norm",))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("norm",))
+
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        n, c = x.shape[0], x.shape[-1]
+        grouped = x.astype(jnp.float32).reshape(n, -1, self.groups, c // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+        y = ((grouped - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(n, -1, c)
+        y = y * self.scale[...][None, None] + self.bias[...][None, None]
+        return y.reshape(x.shape).astype(self.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, float32 inside."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5, dtype: DTypeLike):
+        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("norm",))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("norm",))
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        variance = jnp.square(x - mean).mean(-1, keepdims=True)
+        y = (x - mean) * jax.lax.rsqrt(variance + self.eps)
+        ones = (1,) * (x.ndim - 1)
+        scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
+        return (y * scale + bias).astype(self.dtype)
+
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU in its erf form (jax.nn.gelu's default is the tanh form)."""
+    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def upsample(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
+    """Nearest-neighbour upsampling by 2."""
+    n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
+    return x.reshape(n, 2 * h, 2 * w, c)
+
+
+def sinusoid(t: Float[Array, "b"], features: int) -> Float[Array, "b d"]:
+    """Sinusoidal embedding of time steps, cosines first, float32.
+
+    Frequencies are 10000^(-i / half), as in the original; `features` is even.
+    """
+    half = features // 2
+    frequencies = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def dropout(
+    x: Float[Array, "..."], rate: float, key: PRNGKey | None
+) -> Float[Array, "..."]:
+    """Zero a share `rate` of x and rescale the rest; no key, no dropout."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

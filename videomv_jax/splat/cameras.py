@@ -1,0 +1,98 @@
+"""Cameras: where each view stands and how it projects.
+
+World frame: right-handed, z up, object in the unit ball. Camera frame: OpenCV, x
+right, y down, z forward. Pixel centres lie at +0.5.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cameras:
+    """Pinhole cameras of one image size.
+
+    Attributes:
+        world_to_camera: `[..., f, 4, 4]` rigid transforms to OpenCV axes.
+        intrinsics: `[..., f, 4]` fx, fy, cx, cy in pixels.
+        height, width: image size in pixels (static).
+    """
+
+    world_to_camera: Float[Array, "*b f 4 4"]
+    intrinsics: Float[Array, "*b f 4"]
+    height: int = dataclasses.field(metadata={"static": True})
+    width: int = dataclasses.field(metadata={"static": True})
+
+    def __getitem__(self, views) -> "Cameras":
+        """Select along the views axis (the axis before the matrices)."""
+        return dataclasses.replace(
+            self,
+            world_to_camera=self.world_to_camera[..., views, :, :],
+            intrinsics=self.intrinsics[..., views, :],
+        )
+
+    @property
+    def camera_to_world(self) -> Float[Array, "*b f 4 4"]:
+        """Inverse of `world_to_camera`, by transposing the rotation."""
+        rotation = self.world_to_camera[..., :3, :3].mT
+        position = -rotation @ self.world_to_camera[..., :3, 3:]
+        last = self.world_to_camera[..., 3:, :]
+        return jnp.concatenate([jnp.concatenate([rotation, position], -1), last], -2)
+
+    @property
+    def positions(self) -> Float[Array, "*b f 3"]:
+        """Camera centres in the world frame."""
+        return self.camera_to_world[..., :3, 3]
+
+    def resize(self, height: int, width: int) -> "Cameras":
+        """The same views at another image size."""
+        sx, sy = width / self.width, height / self.height
+        scale = jnp.asarray([sx, sy, sx, sy], jnp.float32)
+        scale = scale.reshape((1,) * (self.intrinsics.ndim - 1) + (4,))
+        return dataclasses.replace(
+            self, intrinsics=self.intrinsics * scale, height=height, width=width
+        )
+
+
+def orbit(
+    views: int = 24,
+    *,
+    elevation: float = 15.0,
+    radius: float = 2.0,
+    fov: float = 39.6,
+    size: int = 256,
+    azimuth: float = 0.0,
+) -> Cameras:
+    """Cameras on a circle around the z axis, looking at the origin.
+
+    Args:
+        views: how many, evenly spaced over 360 degrees.
+        elevation: degrees above the equator.
+        radius: distance to the origin.
+        fov: full field of view in degrees, the same both ways.
+        size: height and width in pixels.
+        azimuth: degrees of the first view; 0 stands on +x, growing towards +y.
+    """
+    a = np.deg2rad(azimuth) + 2 * np.pi * np.arange(views) / views
+    e = np.full(views, math.radians(elevation))
+    back = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1)
+    right = np.stack([-np.sin(a), np.cos(a), np.zeros(views)], -1)
+    up = np.cross(back, right)
+    rotation = np.stack([right, -up, -back], -2)
+    matrix = np.tile(np.eye(4), (views, 1, 1))
+    matrix[:, :3, :3] = rotation
+    matrix[:, :3, 3] = -np.einsum("fij,fj->fi", rotation, radius * back)
+    focal = size / 2 / math.tan(math.radians(fov) / 2)
+    intrinsics = np.tile([focal, focal, size / 2, size / 2], (views, 1))
+    return Cameras(
+        jnp.asarray(matrix, jnp.float32),
+        jnp.asarray(intrinsics, jnp.float32),
+        size,
+        size,
+    )
