@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from videomv_jax import compat
+from videomv_jax.models import layers
 
 # Below this many keys XLA's batched matmuls beat cuDNN's flash kernel (measured on
 # one H200: equal at 64, faster from 256, and 5 times faster at 1,024).
@@ -46,7 +49,11 @@ def _dispatch(q, k, v, mask):
     )
 
     def xla(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
+        # It promotes bfloat16 to float32 itself, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(
+                q, k, v, mask=mask, implementation="xla"
+            )
 
     def cudnn(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
@@ -54,3 +61,58 @@ def _dispatch(q, k, v, mask):
     if not flash:
         return xla(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cuda=cudnn, default=xla)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head self attention over the tokens of `[*b, l, d]`, without a norm.
+
+    Queries, keys and values come from one kernel `[d, 3, d]`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        *,
+        bias: bool,
+        variance: float = 1.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Make the layers.
+
+        Args:
+            features: width d, a multiple of `heads`.
+            bias: whether queries, keys and values have one; the output always has.
+            variance: initial variance of the output, see `layers.linear`.
+            dtype: compute type.
+        """
+        self.heads = heads
+        self.qkv = nnx.LinearGeneral(
+            features,
+            (3, features),
+            use_bias=bias,
+            kernel_metadata={"axes": ("embed", None, "heads")},
+            bias_metadata={"axes": (None, "heads")},
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.out = layers.linear(
+            features,
+            features,
+            axes=("heads", "embed"),
+            variance=variance,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "*b l d"],
+        mask: Bool[Array, "*#b #h l l"] | None = None,
+    ) -> Float[Array, "*b l d"]:
+        qkv = self.qkv(x)
+        q, k, v = (
+            qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3)
+        )
+        return self.out(attention(q, k, v, mask).reshape(x.shape))

@@ -5,6 +5,7 @@ Every parameter carries `axes`, the logical names of its dimensions; the table i
 config says otherwise, compute runs in `dtype`, norms always in float32.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -26,6 +27,7 @@ def linear(
     axes: Axes = ("embed", "mlp"),
     use_bias: bool = True,
     zero: bool = False,
+    variance: float = 1.0,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
@@ -35,13 +37,15 @@ def linear(
         features_in, features_out: widths.
         axes: logical names of the kernel's (in, out) dimensions.
         zero: start at zero (last layers of residual branches).
+        variance: of the initial output for independent inputs of variance 1.
         dtype: compute type.
     """
+    init = nnx.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
     return nnx.Linear(
         features_in,
         features_out,
         use_bias=use_bias,
-        kernel_init=_zeros if zero else nnx.initializers.lecun_normal(),
+        kernel_init=_zeros if zero else init,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": axes[1:]},
         dtype=dtype,
@@ -121,6 +125,40 @@ class GroupNorm(nnx.Module):
         y = ((grouped - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(n, -1, c)
         y = y * self.scale[...][None, None] + self.bias[...][None, None]
         return y.reshape(x.shape).astype(self.dtype)
+
+
+class ResidualBlock(nnx.Module):
+    """Two normalised 3x3 convolutions beside a shortcut: `scale (x + f(x))`.
+
+    The block of the autoencoder (scale 1) and of the reconstructor (scale 0.5^1/2,
+    which keeps the variance of the sum).
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        groups: int,
+        eps: float,
+        scale: float = 1.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.scale = scale
+        self.norm1 = GroupNorm(features_in, groups, eps=eps, dtype=dtype)
+        self.conv1 = Conv(features_in, features_out, dtype=dtype, rngs=rngs)
+        self.norm2 = GroupNorm(features_out, groups, eps=eps, dtype=dtype)
+        self.conv2 = Conv(features_out, features_out, dtype=dtype, rngs=rngs)
+        shortcut = functools.partial(linear, axes=("conv_in", "conv_out"), dtype=dtype)
+        same = features_in == features_out
+        self.shortcut = None if same else shortcut(features_in, features_out, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return (shortcut + h) * self.scale
 
 
 class LayerNorm(nnx.Module):
