@@ -80,7 +80,7 @@ def load(table: Iterable[Entry], theirs: Arrays, wanted: Shapes) -> dict:
     Args:
         table: one entry per parameter.
         theirs: the foreign checkpoint, already free of what belongs elsewhere.
-        wanted: our shapes, see `shapes`.
+        wanted: our shapes, see `shapes`; they may exceed the table.
 
     Returns:
         Arrays by our dotted path, in the types of the checkpoint.
@@ -90,7 +90,7 @@ def load(table: Iterable[Entry], theirs: Arrays, wanted: Shapes) -> dict:
     """
     table = tuple(table)
     # Zero strides: the foreign shapes that the table implies, without memory.
-    blank = {k: np.broadcast_to(np.float32(0), s) for k, s in wanted.items()}
+    blank = {e.ours: np.broadcast_to(np.float32(0), wanted[e.ours]) for e in table}
     check(theirs, {k: x.shape for k, x in save(table, blank).items()})
 
     def one(entry):

@@ -53,6 +53,33 @@ def linear(
     )
 
 
+def linears(
+    features_in: int,
+    parts: int,
+    features_out: int,
+    *,
+    axes: Axes = ("embed", "mlp"),
+    use_bias: bool = True,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.LinearGeneral:
+    """Several linear maps of one input as one matmul, `[..., i] -> [..., parts, o]`.
+
+    The parts have an axis of their own, so that all of them can be sharded alike
+    over their outputs: keys and values by heads, the halves of a gated unit by width.
+    Args as `linear`.
+    """
+    return nnx.LinearGeneral(
+        features_in,
+        (parts, features_out),
+        use_bias=use_bias,
+        kernel_metadata={"axes": (axes[0], None, axes[1])},
+        bias_metadata={"axes": (None, axes[1])},
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
 class Conv(nnx.Module):
     """Convolution over the trailing spatial axes of `[..., *space, c]`.
 

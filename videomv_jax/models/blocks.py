@@ -1,0 +1,250 @@
+"""Blocks of the multi-view UNet: residual, spatial and temporal transformer.
+
+All of them map `[b, f, h, w, c]` to the same axes. Spatial layers see one view at a
+time, temporal ones all views of a clip; the last layer of each branch starts at zero,
+so that a new block is the identity (or its skip projection).
+
+Source: the text-to-video UNet of ModelScope as used by VideoMV (arXiv:2403.12010).
+"""
+
+import functools
+
+import jax
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from videomv_jax.models.attention import SelfAttention, attention
+from videomv_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    LayerNorm,
+    dropout,
+    gelu,
+    linear,
+    linears,
+)
+from videomv_jax.types import PRNGKey
+
+Video = Float[Array, "b f h w c"]
+
+
+class TemporalConv(nnx.Module):
+    """Four convolutions over three neighbouring views, added to the input.
+
+    Views beyond the ends count as zero; norms see the whole clip.
+    """
+
+    def __init__(self, features: int, *, groups, rate, dtype, rngs: nnx.Rngs):
+        self.rate = rate
+        self.norms = nnx.List(
+            GroupNorm(features, groups, eps=1e-5, dtype=dtype) for _ in range(4)
+        )
+        # As a 2-D window over (views, pixels): no 3-D convolution is needed.
+        self.convs = nnx.List(
+            Conv(features, features, (3, 1), zero=i == 3, dtype=dtype, rngs=rngs)
+            for i in range(4)
+        )
+
+    def __call__(self, x: Video, key: PRNGKey | None = None) -> Video:
+        """Args: x, and the dropout key (none before the first convolution)."""
+        b, f, h, w, c = x.shape
+        keys = [None, *_split(key, 3)]
+        y = x.reshape(b, f, h * w, c)
+        for norm, conv, key in zip(self.norms, self.convs, keys, strict=True):
+            y = conv(dropout(jax.nn.silu(norm(y)), self.rate, key))
+        return x + y.reshape(x.shape)
+
+
+class ResBlock(nnx.Module):
+    """Two convolutions per view with the embedding in between, then `TemporalConv`."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        embedding: int,
+        *,
+        groups: int = 32,
+        rate: float = 0.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.rate = rate
+        self.norm1 = GroupNorm(features_in, groups, eps=1e-5, dtype=dtype)
+        self.conv1 = Conv(features_in, features_out, dtype=dtype, rngs=rngs)
+        self.embed = linear(
+            embedding, features_out, axes=("embed", "conv_out"), dtype=dtype, rngs=rngs
+        )
+        self.norm2 = GroupNorm(features_out, groups, eps=1e-5, dtype=dtype)
+        self.conv2 = Conv(features_out, features_out, zero=True, dtype=dtype, rngs=rngs)
+        skip = functools.partial(linear, axes=("conv_in", "conv_out"), dtype=dtype)
+        same = features_in == features_out
+        self.skip = None if same else skip(features_in, features_out, rngs=rngs)
+        self.temporal = TemporalConv(
+            features_out, groups=groups, rate=rate, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self, x: Video, embedding: Float[Array, "b f e"], key: PRNGKey | None = None
+    ) -> Video:
+        """Args: x, the embedding of time and camera of each view, the dropout key."""
+        b, f = x.shape[:2]
+        first, second = _split(key, 2)
+        y = x.reshape(b * f, *x.shape[2:])
+        y = self.conv1(jax.nn.silu(self.norm1(y)))
+        shift = self.embed(jax.nn.silu(embedding))
+        y = y + shift.reshape(b * f, 1, 1, -1)
+        y = self.conv2(dropout(jax.nn.silu(self.norm2(y)), self.rate, first))
+        x = x if self.skip is None else self.skip(x)
+        return self.temporal(x + y.reshape(x.shape), second)
+
+
+class CrossAttention(nnx.Module):
+    """Multi-head attention of tokens to a context, without a norm.
+
+    Queries, keys and values have no bias; the output has one.
+    """
+
+    def __init__(
+        self, features: int, heads: int, context: int, *, dtype, rngs: nnx.Rngs
+    ):
+        self.heads = heads
+        options = dict(dtype=dtype, rngs=rngs)
+        split = dict(axes=("embed", "heads"), use_bias=False)
+        self.q = linear(features, features, **split, **options)
+        self.kv = linears(context, 2, features, **split, **options)
+        self.out = linear(features, features, axes=("heads", "embed"), **options)
+
+    def __call__(
+        self, x: Float[Array, "n l c"], context: Float[Array, "b m k"]
+    ) -> Float[Array, "n l c"]:
+        """Attend.
+
+        Args:
+            x: tokens of n views.
+            context: tokens that n/b consecutive views share: the views of a clip read
+                the same text, whose keys and values are computed once.
+        """
+        b, n, heads = context.shape[0], x.shape[0], self.heads
+        kv = self.kv(context)
+        k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
+        q = self.q(x).reshape(b, n // b * x.shape[1], heads, -1)
+        return self.out(attention(q, k, v).reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """Gated feed-forward layer: value times GELU(gate), four times as wide."""
+
+    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        wide = 4 * features
+        self.gated = linears(features, 2, wide, dtype=dtype, rngs=rngs)
+        self.out = linear(wide, features, axes=("mlp", "embed"), dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        y = self.gated(x)
+        return self.out(y[..., 0, :] * gelu(y[..., 1, :]))
+
+
+class TransformerBlock(nnx.Module):
+    """Two attentions and a feed-forward layer, each after a norm and added.
+
+    Without a context width, the second attention is a self attention as well.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        context: int | None = None,
+        *,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(features, dtype=dtype)
+        self.attn1 = SelfAttention(features, heads, bias=False, **options)
+        self.norm2 = LayerNorm(features, dtype=dtype)
+        self.attn2 = (
+            SelfAttention(features, heads, bias=False, **options)
+            if context is None
+            else CrossAttention(features, heads, context, **options)
+        )
+        self.norm3 = LayerNorm(features, dtype=dtype)
+        self.ff = FeedForward(features, **options)
+
+    def __call__(
+        self, x: Float[Array, "n l c"], context: Float[Array, "b m k"] | None = None
+    ) -> Float[Array, "n l c"]:
+        """Args: tokens, and the context if its width was declared."""
+        x = x + self.attn1(self.norm1(x))
+        y = self.norm2(x)
+        x = x + (self.attn2(y) if context is None else self.attn2(y, context))
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nnx.Module):
+    """Attention among the pixels of a view and to the text, added to the input."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        context: int,
+        *,
+        groups: int = 32,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        options = dict(dtype=dtype, rngs=rngs)
+        self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
+        self.proj_in = linear(features, features, axes=("mlp", "embed"), **options)
+        self.block = TransformerBlock(features, heads, context, **options)
+        self.proj_out = linear(
+            features, features, axes=("embed", "mlp"), zero=True, **options
+        )
+
+    def __call__(self, x: Video, context: Float[Array, "b m k"]) -> Video:
+        """Args: x, and the text tokens of each clip."""
+        b, f, h, w, c = x.shape
+        y = self.proj_in(self.norm(x.reshape(b * f, h * w, c)))
+        return x + self.proj_out(self.block(y, context)).reshape(x.shape)
+
+
+class TemporalTransformer(nnx.Module):
+    """Attention among the views of a clip at each pixel, added to the input.
+
+    There is no positional encoding: views are told apart by their cameras alone.
+    The norm sees the whole clip.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        head_dim: int,
+        *,
+        groups: int = 32,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        inner = heads * head_dim
+        options = dict(dtype=dtype, rngs=rngs)
+        self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
+        self.proj_in = linear(features, inner, axes=("mlp", "embed"), **options)
+        self.block = TransformerBlock(inner, heads, **options)
+        self.proj_out = linear(
+            inner, features, axes=("embed", "mlp"), zero=True, **options
+        )
+
+    def __call__(self, x: Video) -> Video:
+        """Args: x."""
+        b, f, h, w, c = x.shape
+        y = self.norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)
+        y = self.block(self.proj_in(y).reshape(b * h * w, f, -1))
+        y = self.proj_out(y).reshape(b, h * w, f, c).swapaxes(1, 2)
+        return x + y.reshape(x.shape)
+
+
+def _split(key: PRNGKey | None, count: int) -> list[PRNGKey | None]:
+    return [None] * count if key is None else list(jax.random.split(key, count))

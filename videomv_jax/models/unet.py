@@ -1,0 +1,346 @@
+"""The text-to-multi-view UNet: noised latents of all views to a prediction.
+
+Source: VideoMV (arXiv:2403.12010), which is the text-to-video UNet of ModelScope plus
+an embedding of each view's camera. With `PRESETS["t2v"]` it computes what the released
+weights were trained for.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from videomv_jax.models.blocks import (
+    ResBlock,
+    SpatialTransformer,
+    TemporalTransformer,
+    Video,
+)
+from videomv_jax.models.layers import Conv, GroupNorm, linear, sinusoid, upsample
+from videomv_jax.types import InputError, PRNGKey, TextStates
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the UNet.
+
+    Attributes:
+        in_channels, out_channels: channels of the latents.
+        dim: width of the first level; embeddings are four times as wide.
+        multipliers: width of each level over `dim`; each level halves the image.
+        res_blocks: stages of a level on the way down (one more on the way up).
+        attention_levels: how many levels, from the first, have transformers.
+        head_dim: width of an attention head.
+        num_heads: heads of the transformer after the first convolution; elsewhere
+            the level's width decides.
+        context_dim: width of the text tokens.
+        camera_dim: numbers per camera (a flattened 4x4 matrix).
+        fps_condition: whether the model is told the frame rate.
+        dropout: share of activations dropped in residual blocks while training.
+        groups: groups of each group norm. More than one channel per group is needed,
+            or the norm erases the embedding.
+        dtype: compute type; parameters and output are float32.
+        remat: "block" recomputes each block in the backward pass, "none" nothing.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    dim: int = 320
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    attention_levels: int = 3
+    head_dim: int = 64
+    num_heads: int = 8
+    context_dim: int = 1024
+    camera_dim: int = 16
+    fps_condition: bool = False
+    dropout: float = 0.1
+    groups: int = 32
+    dtype: DTypeLike = jnp.bfloat16
+    remat: Literal["none", "block"] = "none"
+
+    def __post_init__(self):
+        if self.remat not in ("none", "block"):
+            raise InputError(f"remat is {self.remat!r}; want 'none' or 'block'")
+        for multiplier in self.multipliers:
+            width = self.dim * multiplier
+            if width % self.head_dim or width % self.groups:
+                raise InputError(
+                    f"a level is {width} wide; want a multiple of head_dim "
+                    f"{self.head_dim} and of groups {self.groups}"
+                )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(self.dim * m for m in self.multipliers)
+
+
+PRESETS = {
+    "t2v": UNetConfig(),
+    "tiny": UNetConfig(
+        dim=64,
+        multipliers=(1, 2, 2),
+        res_blocks=1,
+        attention_levels=2,
+        head_dim=32,
+        num_heads=2,
+        context_dim=128,
+        dropout=0.0,
+        dtype=jnp.float32,
+    ),
+}
+
+
+class Embedding(nnx.Module):
+    """Two float32 linear layers with SiLU in between."""
+
+    def __init__(
+        self, features_in: int, features: int, *, zero: bool = False, rngs: nnx.Rngs
+    ):
+        options = dict(dtype=jnp.float32, rngs=rngs)
+        self.hidden = linear(features_in, features, **options)
+        self.out = linear(
+            features, features, axes=("mlp", "embed"), zero=zero, **options
+        )
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... e"]:
+        return self.out(jax.nn.silu(self.hidden(x.astype(jnp.float32))))
+
+
+class Stage(nnx.Module):
+    """A residual block and, where the level has them, both transformers."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        features_in: int,
+        features: int,
+        *,
+        attention: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.res = _res(config, features_in, features, rngs)
+        self.spatial = _spatial(config, features, rngs) if attention else None
+        self.temporal = _temporal(config, features, rngs) if attention else None
+
+
+class Level(nnx.Module):
+    """Stages of one image size and the convolution that changes the size."""
+
+    def __init__(self, stages: list[Stage], resample: Conv | None):
+        self.stages = nnx.List(stages)
+        self.resample = resample
+
+
+class Middle(nnx.Module):
+    """What happens at the smallest size."""
+
+    def __init__(self, config: UNetConfig, features: int, *, rngs: nnx.Rngs):
+        self.first = _res(config, features, features, rngs)
+        self.spatial = _spatial(config, features, rngs)
+        self.temporal = _temporal(config, features, rngs)
+        self.last = _res(config, features, features, rngs)
+
+
+class UNet(nnx.Module):
+    """Predicts noise, velocity or clean latents of all views of a clip at once."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths, dim = config.widths, config.dim
+        conv = dict(dtype=config.dtype, rngs=rngs)
+        self.time_embedding = Embedding(dim, 4 * dim, rngs=rngs)
+        self.camera_embedding = Embedding(
+            config.camera_dim, 4 * dim, zero=True, rngs=rngs
+        )
+        self.fps_embedding = (
+            Embedding(dim, 4 * dim, zero=True, rngs=rngs)
+            if config.fps_condition
+            else None
+        )
+        self.conv_in = Conv(config.in_channels, dim, **conv)
+        self.temporal_in = _temporal(config, dim, rngs, config.num_heads)
+
+        skips, width, last = [dim], dim, len(widths) - 1
+        self.down = nnx.List()
+        for i, features in enumerate(widths):
+            stages = []
+            for _ in range(config.res_blocks):
+                attention = i < config.attention_levels
+                stages.append(
+                    Stage(config, width, features, attention=attention, rngs=rngs)
+                )
+                width = features
+                skips.append(width)
+            shrink = None if i == last else Conv(width, width, stride=2, **conv)
+            if shrink is not None:
+                skips.append(width)
+            self.down.append(Level(stages, shrink))
+        self.middle = Middle(config, width, rngs=rngs)
+        self.up = nnx.List()
+        for i, features in reversed(list(enumerate(widths))):
+            stages = []
+            for _ in range(config.res_blocks + 1):
+                attention = i < config.attention_levels
+                both = width + skips.pop()
+                stages.append(
+                    Stage(config, both, features, attention=attention, rngs=rngs)
+                )
+                width = features
+            grow = None if i == 0 else Conv(width, width, **conv)
+            self.up.append(Level(stages, grow))
+        self.norm_out = GroupNorm(dim, config.groups, eps=1e-5, dtype=config.dtype)
+        self.conv_out = Conv(dim, config.out_channels, zero=True, **conv)
+
+    def __call__(
+        self,
+        x: Float[Array, "b f h w i"],
+        t: Int[Array, "b"] | Float[Array, "b"],
+        context: TextStates,
+        camera: Float[Array, "b f k"] | None = None,
+        *,
+        fps: Int[Array, "b"] | Float[Array, "b"] | None = None,
+        key: PRNGKey | None = None,
+    ) -> Float[Array, "b f h w o"]:
+        """Predict.
+
+        Args:
+            x: noised latents; height and width are multiples of
+                2^(number of levels - 1). One view (f = 1) is allowed.
+            t: time step of each clip, 0 to 999.
+            context: text tokens of each clip.
+            camera: flattened 4x4 OpenGL camera-to-world matrix of each view in the
+                z-up world; None leaves cameras out (single images in joint training).
+            fps: frame rate of each clip, for models conditioned on it.
+            key: dropout key; None for no dropout.
+
+        Returns:
+            The prediction, float32.
+
+        Raises:
+            InputError: shapes that do not fit, or a frame rate given to a model that
+                takes none (or the reverse).
+        """
+        self._check(x, t, context, camera, fps)
+        embedding = self._embed(x.shape[1], t, camera, fps)
+        run, keys = self._runner(), _keys(key)
+        x = x.astype(self.config.dtype)
+        context = context.astype(self.config.dtype)
+
+        def stage(stage: Stage, x: Video) -> Video:
+            x = run(stage.res, x, embedding, next(keys))
+            if stage.spatial is not None:
+                x = run(stage.spatial, x, context)
+                x = run(stage.temporal, x)
+            return x
+
+        x = run(self.temporal_in, self.conv_in(x))
+        skips = [x]
+        for level in self.down:
+            for module in level.stages:
+                x = stage(module, x)
+                skips.append(x)
+            if level.resample is not None:
+                x = level.resample(x)
+                skips.append(x)
+        x = run(self.middle.first, x, embedding, next(keys))
+        x = run(self.middle.spatial, x, context)
+        x = run(self.middle.temporal, x)
+        x = run(self.middle.last, x, embedding, next(keys))
+        for level in self.up:
+            for module in level.stages:
+                x = stage(module, jnp.concatenate([x, skips.pop()], -1))
+            if level.resample is not None:
+                b, f = x.shape[:2]
+                x = level.resample(upsample(x.reshape(b * f, *x.shape[2:])))
+                x = x.reshape(b, f, *x.shape[1:])
+        y = self.norm_out(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
+        return self.conv_out(jax.nn.silu(y)).astype(jnp.float32)
+
+    def _embed(self, views, t, camera, fps) -> Float[Array, "b f e"]:
+        embedding = self.time_embedding(sinusoid(t, self.config.dim))
+        if self.fps_embedding is not None:
+            embedding += self.fps_embedding(sinusoid(fps, self.config.dim))
+        embedding = jnp.repeat(embedding[:, None], views, 1)
+        if camera is not None:
+            embedding += self.camera_embedding(camera)
+        return embedding
+
+    def _runner(self) -> Callable[..., Video]:
+        if self.config.remat == "none":
+            return lambda module, *args: module(*args)
+        return nnx.remat(lambda module, *args: module(*args))
+
+    def _check(self, x, t, context, camera, fps):
+        config = self.config
+        step = 2 ** (len(config.multipliers) - 1)
+        b, f = x.shape[:2]
+        if x.ndim != 5 or x.shape[-1] != config.in_channels:
+            raise InputError(f"x is {x.shape}; want [b, f, h, w, {config.in_channels}]")
+        if x.shape[2] % step or x.shape[3] % step:
+            raise InputError(f"x is {x.shape}; want h and w to be multiples of {step}")
+        if t.shape != (b,):
+            raise InputError(f"t is {t.shape}; want ({b},), one step per clip")
+        if context.shape[::2] != (b, config.context_dim):
+            raise InputError(
+                f"context is {context.shape}; want [{b}, l, {config.context_dim}]"
+            )
+        if camera is not None and camera.shape != (b, f, config.camera_dim):
+            raise InputError(
+                f"camera is {camera.shape}; want ({b}, {f}, {config.camera_dim})"
+            )
+        if (fps is None) == config.fps_condition:
+            raise InputError(
+                f"fps is {fps}, but fps_condition is {config.fps_condition}"
+            )
+
+
+def _res(config: UNetConfig, features_in: int, features: int, rngs) -> ResBlock:
+    return ResBlock(
+        features_in,
+        features,
+        4 * config.dim,
+        groups=config.groups,
+        rate=config.dropout,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+def _spatial(config: UNetConfig, features: int, rngs) -> SpatialTransformer:
+    return SpatialTransformer(
+        features,
+        features // config.head_dim,
+        config.context_dim,
+        groups=config.groups,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+def _temporal(
+    config: UNetConfig, features: int, rngs, heads: int | None = None
+) -> TemporalTransformer:
+    return TemporalTransformer(
+        features,
+        heads or features // config.head_dim,
+        config.head_dim,
+        groups=config.groups,
+        dtype=config.dtype,
+        rngs=rngs,
+    )
+
+
+def _keys(key: PRNGKey | None) -> Iterator[PRNGKey | None]:
+    while True:
+        if key is None:
+            yield None
+        else:
+            key, this = jax.random.split(key)
+            yield this
