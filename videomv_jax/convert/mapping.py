@@ -11,6 +11,7 @@ Our own files hold `flatten(module)`: dotted paths such as
 Layouts are views, so nothing is copied before the values reach the module.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -151,6 +152,28 @@ def assign(module: nnx.Module, flat: Arrays) -> None:
         p.set_value(
             jax.device_put(value, old.sharding) if concrete else jnp.asarray(value)
         )
+
+
+def under(prefix: str, theirs: Arrays) -> dict[str, np.ndarray]:
+    """The part of a checkpoint whose names start with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): x
+        for name, x in theirs.items()
+        if name.startswith(prefix)
+    }
+
+
+def rename(path: str, rules: Mapping[str, str | Callable[[re.Match], str]]) -> str:
+    """One of our paths in foreign words.
+
+    Args:
+        path: of a parameter; its leaf `kernel` or `scale` becomes `weight` first.
+        rules: regular expressions and their replacements, applied in order.
+    """
+    name = re.sub(r"\.(kernel|scale)$", ".weight", path)
+    for pattern, replacement in rules.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def check(seen: Arrays, wanted: Mapping[str, tuple[int, ...] | None]) -> None:

@@ -83,10 +83,7 @@ def _logits_jvp(primals, tangents):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self attention over the tokens of `[*b, l, d]`, without a norm.
-
-    Queries, keys and values come from one kernel `[d, 3, d]`.
-    """
+    """Multi-head self attention over the tokens of `[*b, l, d]`, without a norm."""
 
     def __init__(
         self,
@@ -107,12 +104,12 @@ class SelfAttention(nnx.Module):
             dtype: compute type.
         """
         self.heads = heads
-        self.qkv = nnx.LinearGeneral(
+        self.qkv = layers.linears(
             features,
-            (3, features),
+            3,
+            features,
+            axes=("embed", "heads"),
             use_bias=bias,
-            kernel_metadata={"axes": ("embed", None, "heads")},
-            bias_metadata={"axes": (None, "heads")},
             dtype=dtype,
             rngs=rngs,
         )
