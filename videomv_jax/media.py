@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -51,6 +50,8 @@ def write_mp4(path: str | os.PathLike[str], frames: Any, *, fps: float) -> None:
 
     Odd sizes gain one repeated row or column, as the format asks for even ones.
     """
+    import av  # 40 MB of codecs that only films need
+
     frames = _frames(frames)
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")

@@ -1,0 +1,136 @@
+"""Stage 2: the UNet on noised latents of orbits, with the text encoder beside it."""
+
+import dataclasses
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from transformers import PreTrainedTokenizerFast
+
+from videomv_jax.data.tokenizer import encode
+from videomv_jax.diffusion import losses, process, schedule
+from videomv_jax.model_folder import LoadedModel, ModelConfig
+from videomv_jax.models.clip import TextEncoder
+from videomv_jax.models.unet import UNet
+from videomv_jax.sampling import samplers
+from videomv_jax.sampling.loop import sample
+from videomv_jax.splat.conventions import unet_condition
+from videomv_jax.training import pool
+from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.state import Networks, Params
+from videomv_jax.training.step import Metrics
+from videomv_jax.types import InputError, PRNGKey
+
+SHOWN = 4
+
+
+class DiffusionTask:
+    """Denoising loss of the original: squared error, uniform t, dropped captions.
+
+    A dropped caption becomes the negative prompt of the model's sampling config, so
+    the unconditional branch of guidance meets what it was trained on.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: ModelConfig,
+        start: LoadedModel,
+        tokenizer: PreTrainedTokenizerFast,
+    ):
+        if start.vae is None:
+            raise InputError(f"init_from: {config.init_from!r} has no VAE")
+        assert model.unet is not None and model.text_encoder is not None
+        self._config, self._model, self._start = config, model, start
+        self._tokenizer = tokenizer
+        self._schedule = schedule.by_name(model.schedule)
+        self._cameras = model.cameras.orbit()
+        unet = dataclasses.replace(model.unet, dtype=config.compute_dtype)
+        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
+        trained = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
+        frozen = {"vae": start.vae}
+        if config.train_text:
+            trained["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
+        elif start.text_encoder is None:
+            raise InputError(f"init_from: {config.init_from!r} has no text encoder")
+        else:
+            frozen["text_encoder"] = start.text_encoder
+        self.networks = Networks(
+            lambda rngs: {name: build(rngs) for name, build in trained.items()}
+        )
+        self.initial = pool.given(start, trained)
+        self._frozen, frozen_params = Networks.split(frozen)
+        length = model.text_encoder.length
+        uncond, _ = encode(tokenizer, [model.sampling.negative_prompt], length)
+        objects = pool.encoded(
+            pool.descriptions(config), start.vae, tokenizer, length, model.cameras
+        )
+        self.constants = {"frozen": frozen_params, "uncond": uncond, "pool": objects}
+        self._sample = jax.jit(self._sampled_views)
+
+    def loss(
+        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+    ) -> tuple[Array, Metrics]:
+        """See `Task.loss`."""
+        config = self._config
+        all_networks = self._frozen.merge(constants["frozen"]) | networks
+        objects = constants["pool"]
+        key_t, key_noise, key_drop, key_network = jax.random.split(key, 4)
+        x0 = objects.latents[index].astype(jnp.float32)
+        b = len(index)
+        t = jax.random.randint(key_t, (b,), 0, len(self._schedule.alpha))
+        noise = process.sample_noise(key_noise, x0.shape, config.offset_noise)
+        dropped = jax.random.bernoulli(key_drop, config.condition_dropout, (b, 1))
+        tokens = jnp.where(dropped, constants["uncond"], objects.tokens[index])
+        context = all_networks["text_encoder"](tokens)
+        camera = unet_condition(self._cameras)
+        output = networks["unet"](
+            process.add_noise(self._schedule, x0, noise, t),
+            t,
+            context,
+            jnp.broadcast_to(camera[None], (b, *camera.shape)),
+            key=key_network,
+        )
+        kind = self._model.prediction
+        wanted = process.target(self._schedule, kind, x0, noise, t)
+        error = losses.squared_error(output, wanted)
+        early = t > 0.8 * len(self._schedule.alpha)
+        # Where the picture is decided: the noisiest fifth.
+        noisy = (error * early).sum() / jnp.maximum(early.sum(), 1)
+        return error.mean(), {"loss_noisiest": noisy}
+
+    def _sampled_views(self, params: Params, constants: Any) -> tuple[Array, Array]:
+        """Training objects' views, and views sampled from their captions."""
+        parts: Any = self._frozen.merge(constants["frozen"])
+        parts |= self.networks.merge(params)
+        sampling = self._model.sampling
+        camera = unet_condition(self._cameras)
+        truth = constants["pool"].latents[:SHOWN].astype(jnp.float32)
+        tokens = constants["pool"].tokens[:SHOWN]
+        uncond = jnp.broadcast_to(constants["uncond"], tokens.shape)
+        context = parts["text_encoder"](jnp.concatenate([tokens, uncond]))
+        cameras = jnp.broadcast_to(camera[None], (2 * len(tokens), *camera.shape))
+        done = sample(
+            lambda x, t: parts["unet"](x, t, context, cameras),
+            self._model.prediction,
+            samplers.by_name(sampling.sampler)(self._schedule, sampling.steps),
+            process.sample_noise(jax.random.key(0), truth.shape),
+            guidance=sampling.guidance,
+        )
+        some = np.arange(0, len(self._cameras.intrinsics), 6)
+        return parts["vae"].decode(truth[:, some]), parts["vae"].decode(done.x[:, some])
+
+    def sheet(self, params: Params, constants: Any) -> np.ndarray:
+        """Per object: views of the truth beside views sampled from its caption."""
+        pairs = zip(*self._sample(params, constants), strict=True)
+        return pool.grid([np.concatenate(pair) for pair in pairs])
+
+    def export(self, params: Params, constants: Any, folder: str) -> None:
+        """Write a folder with the VAE, the UNet, the text encoder, the tokenizer."""
+        with tempfile.TemporaryDirectory() as tokenizer:
+            self._tokenizer.save_pretrained(tokenizer)
+            networks = self.networks.merge(params)
+            pool.export(folder, self._model, self._start, networks, tokenizer)

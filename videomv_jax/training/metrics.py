@@ -1,0 +1,95 @@
+"""Metrics of a run: terminal, CSV and TensorBoard, and the arithmetic of MFU."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from tensorboardX import SummaryWriter
+
+from videomv_jax import media
+
+# Dense bf16 peak of one chip, FLOP/s, by the vendors' data sheets.
+PEAK_FLOPS: Mapping[str, float] = {
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def mfu(flops_per_step: float, steps_per_second: float) -> float | None:
+    """Share of the chips' dense bf16 peak; None for a chip whose peak is unknown.
+
+    `flops_per_step` is for all chips together. Loops with a bound known only at run
+    time count once, so work inside the rasterizer and the renderer is left out.
+    """
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    if peak is None:
+        return None
+    return flops_per_step * steps_per_second / (peak * jax.device_count())
+
+
+class MetricWriter:
+    """Writes what process 0 sees to `<folder>`: metrics.csv, tensorboard/, samples/.
+
+    Scalars also go to the terminal, `console`.
+
+    The CSV grows when a run resumes; rows past the resumed step are dropped first.
+    """
+
+    def __init__(self, folder: Path, console: Console, start_step: int):
+        self._active = jax.process_index() == 0
+        self.console = console
+        if not self._active:
+            return
+        self._samples = folder / "samples"
+        self._samples.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.csv"
+        kept = _rows_until(path, start_step)
+        self._file = path.open("w", newline="")
+        self._csv: csv.DictWriter | None = None
+        for row in kept:
+            self._append(row)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+
+    def write(self, step: int, total: int, values: Mapping[str, float]) -> None:
+        """One line; `values` are Python floats with the same names every time."""
+        if not self._active:
+            return
+        self._append({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.console.print(f"step {step}/{total}  {text}", highlight=False)
+
+    def picture(self, step: int, sheet: np.ndarray) -> None:
+        """A sheet of samples `[h, w, 3]` as samples/<step>.png."""
+        if self._active:
+            media.write_png(self._samples / f"{step:07d}.png", sheet)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._active:
+            self._file.close()
+            self._board.close()
+
+    def _append(self, row: Mapping[str, object]) -> None:
+        if self._csv is None:
+            self._csv = csv.DictWriter(self._file, list(row))
+            self._csv.writeheader()
+        self._csv.writerow(row)
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]

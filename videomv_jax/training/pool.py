@@ -1,0 +1,122 @@
+"""The objects a run on the synthetic set draws from, as arrays on the device.
+
+A step gets object numbers alone and renders, or looks up, the rest: the data
+pipeline moves a few hundred bytes a step.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from rich.progress import track
+
+from videomv_jax.convert import mapping
+from videomv_jax.data import synthetic
+from videomv_jax.data.tokenizer import encode
+from videomv_jax.model_folder import (
+    PARTS,
+    CameraConfig,
+    LoadedModel,
+    ModelConfig,
+    save_model,
+)
+from videomv_jax.models.vae import VAE
+from videomv_jax.training.config import TrainConfig
+
+_CHUNK = 32  # orbits rendered and encoded at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Objects of the training split and what the later stages need of them.
+
+    Attributes:
+        scenes: their geometry, leaves `[n, ...]`.
+        tokens: `[n, l]` captions.
+        latents: `[n, f, h, w, 4]` scaled VAE means of their orbits, bfloat16.
+    """
+
+    scenes: synthetic.Scene
+    tokens: Int[Array, "n l"]
+    latents: Float[Array, "n f h w c"]
+
+
+def descriptions(config: TrainConfig) -> list[synthetic.Description]:
+    """The run's objects, decided by its seed."""
+    return synthetic.sample_descriptions(config.objects, config.seed, "train")
+
+
+def scenes(objects: Sequence[synthetic.Description]) -> synthetic.Scene:
+    """Their scenes as one."""
+    built = [
+        synthetic.build_scene(one) for one in track(objects, "building the objects")
+    ]
+    return synthetic.stack_scenes(built)
+
+
+def encoded(
+    objects: Sequence[synthetic.Description],
+    vae: VAE,
+    tokenizer,
+    length: int,
+    cameras: CameraConfig,
+) -> Pool:
+    """Objects with captions and latents: renders and encodes every orbit once.
+
+    Args:
+        objects: what to render.
+        vae: the trained autoencoder.
+        tokenizer, length: of the text encoder.
+        cameras: the orbit.
+    """
+    stacked = scenes(objects)
+    tokens, _ = encode(tokenizer, [one.text for one in objects], length)
+    orbit = cameras.orbit()
+
+    @jax.jit
+    def latents(part: synthetic.Scene) -> Array:
+        images, _ = synthetic.render_orbit(part, orbit, cameras.background)
+        return vae.encode(images).astype(jnp.bfloat16)
+
+    parts = []
+    for start in track(range(0, len(objects), _CHUNK), "rendering and encoding"):
+        # The last chunk is filled up with repeats, so that one program serves all.
+        rows = np.minimum(np.arange(start, start + _CHUNK), len(objects) - 1)
+        parts.append(latents(jax.tree.map(lambda x: x[rows], stacked)))  # noqa: B023
+    return Pool(stacked, tokens, jnp.concatenate(parts)[: len(objects)])
+
+
+def given(start: LoadedModel, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Weights the starting folder has for some networks, by parameter name."""
+    return {
+        f"{name}.{path}": value
+        for name in names
+        if getattr(start, name) is not None
+        for path, value in mapping.flatten(getattr(start, name)).items()
+    }
+
+
+def export(
+    folder: str,
+    model: ModelConfig,
+    start: LoadedModel,
+    trained: Mapping[str, nnx.Module],
+    tokenizer: str | os.PathLike[str] | None,
+) -> None:
+    """Write the parts a run started from and those it trained, as float32."""
+    networks = {n: getattr(start, n) for n in PARTS if getattr(start, n)} | trained
+    sizes = {n: getattr(start.config, n) for n in PARTS if n not in trained}
+    config = dataclasses.replace(model, **sizes)
+    save_model(folder, config, networks, tokenizer, dtype="float32")
+
+
+def grid(rows: Sequence[Float[Array, "k h w 3"]]) -> Float[np.ndarray, "h w 3"]:
+    """Rows of pictures as one, clipped to [0, 1]."""
+    pictures = [np.concatenate(list(np.asarray(row, np.float32)), 1) for row in rows]
+    return np.concatenate(pictures).clip(0, 1)

@@ -1,0 +1,41 @@
+"""From a config to the task it names."""
+
+import dataclasses
+
+from videomv_jax.data import synthetic
+from videomv_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from videomv_jax.model_folder import LoadedModel, load_model
+from videomv_jax.presets import PRESETS
+from videomv_jax.training.autoencoder import AutoencoderTask
+from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.diffusion import DiffusionTask
+from videomv_jax.training.reconstruction import ReconstructionTask
+from videomv_jax.training.step import Task
+from videomv_jax.types import InputError
+
+
+def make_task(config: TrainConfig) -> Task:
+    """Everything a run needs: networks, starting weights, objects.
+
+    Raises:
+        InputError: an unknown preset, or `init_from` lacks what the stage needs.
+    """
+    if config.model not in PRESETS:
+        raise InputError.unknown("model", config.model, PRESETS)
+    model = PRESETS[config.model]
+    if config.stage == "autoencoder":
+        return AutoencoderTask(config, model)
+    if not config.init_from:
+        raise InputError(
+            f"init_from: empty; the {config.stage} stage starts from the model folder "
+            "of the stage before"
+        )
+    start: LoadedModel = load_model(config.init_from, dtype=config.compute_dtype)
+    if start.tokenizer_dir is not None:
+        tokenizer = load_tokenizer(start.tokenizer_dir)
+    else:
+        captions = [d.text for d in synthetic.sample_descriptions(20_000, 0, "train")]
+        tokenizer = train_tokenizer(captions)
+    stage = DiffusionTask if config.stage == "diffusion" else ReconstructionTask
+    model = dataclasses.replace(model, vae=start.config.vae)
+    return stage(config, model, start, tokenizer)
