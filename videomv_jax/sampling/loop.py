@@ -124,7 +124,8 @@ def advance(
         def merge(values):
             if guidance is None:
                 return values
-            return guide(*jnp.split(values, 2), guidance, rescale)
+            conditional, unconditional = jnp.split(values, 2)
+            return guide(conditional, unconditional, guidance, rescale)
 
         def plain():
             x0 = to_x0(steps, kind, x, merge(output), index)
