@@ -13,6 +13,7 @@ ROOMS = (
     "training",
     "pipeline",
     "sampling",
+    "presets",
     "model_folder",
     "data",
     "convert",

@@ -1,0 +1,344 @@
+"""A model is a folder: config.json, weights as safetensors, tokenizer/.
+
+Weight names are dotted parameter paths; float16 on disk is float32 in memory. Parts
+may be missing (a folder with only a VAE is what the first training stage exports):
+they load as None, and who needs them says so.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+
+from videomv_jax import atomic
+from videomv_jax.convert import mapping
+from videomv_jax.models.clip import TextConfig, TextEncoder
+from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
+from videomv_jax.models.unet import UNet, UNetConfig
+from videomv_jax.models.vae import VAE, VAEConfig
+from videomv_jax.splat.cameras import Cameras, orbit
+from videomv_jax.types import InputError, PredictionKind
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer"
+PARTS: dict[str, Callable[..., nnx.Module]] = {
+    "unet": UNet,
+    "vae": VAE,
+    "text_encoder": TextEncoder,
+    "reconstructor": Reconstructor,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraConfig:
+    """The orbit a model was trained on.
+
+    Attributes:
+        views: how many, evenly spaced over 360 degrees.
+        elevation: degrees above the equator.
+        radius: distance to the origin; objects fill the unit ball.
+        fov: full field of view in degrees.
+        size: height and width of a view in pixels.
+        background: grey behind the objects of the training images, in [0, 1].
+    """
+
+    views: int = 24
+    elevation: float = 15.0
+    radius: float = 2.0
+    fov: float = 39.6
+    size: int = 256
+    background: float = 0.5
+
+    def orbit(self, views: int | None = None, size: int | None = None) -> Cameras:
+        """The cameras, or the same circle with other views or another size."""
+        return orbit(
+            views or self.views,
+            elevation=self.elevation,
+            radius=self.radius,
+            fov=self.fov,
+            size=size or self.size,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How to sample from a model unless told otherwise.
+
+    Attributes:
+        sampler, steps: name of the sampler and its number of steps.
+        guidance: classifier-free guidance scale; 1 is none.
+        guidance_rescale: share in [0, 1] of the rescaling against over-exposure.
+        negative_prompt: text of the unconditional branch; the one it was trained on.
+        steps_3d: where the 3D-aware steps lie, as fractions of the steps.
+        views_3d: the views the reconstructor sees.
+    """
+
+    sampler: str = "dpmpp"
+    steps: int = 20
+    guidance: float = 5.0
+    guidance_rescale: float = 0.0
+    negative_prompt: str = ""
+    steps_3d: tuple[float, ...] = (0.4, 0.6, 0.8)
+    views_3d: tuple[int, ...] = (0, 6, 12, 18)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model that is not a weight; config.json as Python.
+
+    Attributes:
+        name: what `from_pretrained` and the output's meta.json call it.
+        licence: SPDX name of the weights' licence.
+        provenance: where the weights come from and what they were trained on.
+        schedule: name of the noise schedule, see `videomv_jax.diffusion.schedule`.
+        prediction: what the UNet predicts.
+        caption_grammar: name of the grammar prompts should follow ("synthetic"), or
+            None when any text will do.
+        cameras, sampling: the orbit it was trained on and how to sample.
+        unet, vae, text_encoder, reconstructor: sizes of the parts it has.
+    """
+
+    name: str
+    licence: str
+    provenance: str
+    schedule: str = "linear_sd"
+    prediction: PredictionKind = "epsilon"
+    caption_grammar: str | None = None
+    cameras: CameraConfig = CameraConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    unet: UNetConfig | None = None
+    vae: VAEConfig | None = None
+    text_encoder: TextConfig | None = None
+    reconstructor: ReconstructorConfig | None = None
+
+    def to_json(self) -> str:
+        """The text of config.json."""
+        return json.dumps(_encode(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = CONFIG) -> "ModelConfig":
+        """Read the text of a config.json.
+
+        Args:
+            text: the JSON.
+            where: name of the file, for messages.
+
+        Raises:
+            InputError: no JSON, unknown or missing keys, values of a wrong type.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where} is not JSON: {error}") from error
+        return _decode(cls, data, where)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model folder in memory; parts the folder lacks are None.
+
+    Attributes:
+        config: its config.json.
+        unet, vae, text_encoder, reconstructor: the networks.
+        tokenizer_dir: the tokenizer's folder.
+    """
+
+    config: ModelConfig
+    unet: UNet | None
+    vae: VAE | None
+    text_encoder: TextEncoder | None
+    reconstructor: Reconstructor | None
+    tokenizer_dir: Path | None
+
+
+def save_model(
+    directory: str | os.PathLike[str],
+    config: ModelConfig,
+    modules: Mapping[str, nnx.Module],
+    tokenizer_dir: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str = "float16",
+) -> None:
+    """Write a model folder; it appears whole or not at all.
+
+    Args:
+        directory: the folder; an older model folder is replaced.
+        config: must hold the sizes of exactly the given parts.
+        modules: networks by part name (see `PARTS`).
+        tokenizer_dir: a tokenizer's folder to copy.
+        dtype: storage type of the weights, "float16" or "float32".
+
+    Raises:
+        InputError: parts and config disagree, a weight is not finite in dtype, or
+            the folder cannot be written.
+    """
+    for part in modules:
+        if part not in PARTS:
+            raise InputError.unknown("part", part, PARTS)
+    sized = {part for part in PARTS if getattr(config, part) is not None}
+    if sized != set(modules):
+        raise InputError(
+            f"config has sizes of {sorted(sized)}, modules are {sorted(modules)}"
+        )
+    with atomic.replacing(directory, CONFIG) as folder:
+        for part, module in modules.items():
+            with np.errstate(over="ignore"):  # found below, as an infinity
+                weights = {
+                    name: np.asarray(value, np.dtype(dtype), order="C")
+                    for name, value in mapping.flatten(module).items()
+                }
+            for name, value in weights.items():
+                if not np.isfinite(value).all():
+                    raise InputError(f"{part}: {name} is not finite in {dtype}")
+            safetensors.numpy.save_file(weights, folder / f"{part}.safetensors")
+        if tokenizer_dir is not None:
+            shutil.copytree(tokenizer_dir, folder / TOKENIZER)
+        (folder / CONFIG).write_text(config.to_json())
+
+
+def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
+    """Read the config.json of a model folder.
+
+    Raises:
+        InputError: the folder has none, or it cannot be understood.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(
+            f"{directory} is not a model folder: cannot read {path.name} "
+            f"({error.strerror})"
+        ) from error
+    return ModelConfig.from_json(text, str(path))
+
+
+def load_model(
+    directory: str | os.PathLike[str], *, dtype: str | None = None
+) -> LoadedModel:
+    """Read a model folder.
+
+    Args:
+        directory: the folder.
+        dtype: compute type of the networks; None keeps what config.json says.
+
+    Raises:
+        InputError: a file is missing or broken, or weights do not fit the config.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    loaded = {}
+    for part, kind in PARTS.items():
+        sizes = getattr(config, part)
+        if sizes is not None and dtype is not None:
+            sizes = dataclasses.replace(sizes, dtype=dtype)
+        path = directory / f"{part}.safetensors"
+        loaded[part] = None if sizes is None else _load_part(kind, sizes, path)
+    tokenizer = directory / TOKENIZER
+    return LoadedModel(
+        config, **loaded, tokenizer_dir=tokenizer if tokenizer.is_dir() else None
+    )
+
+
+def abstract(build: Callable[[nnx.Rngs], Any]) -> Any:
+    """The modules that `build` makes, with shapes instead of weights."""
+    return nnx.eval_shape(lambda: build(_SameKey()))
+
+
+class _SameKey(nnx.Rngs):
+    """Gives out one key. Counting draws makes tracing quadratic in their number."""
+
+    def __init__(self):
+        super().__init__(0)
+
+    def params(self):
+        return self.default.key[...]
+
+
+def _load_part(kind: Callable[..., nnx.Module], config: Any, path: Path) -> nnx.Module:
+    try:
+        weights = safetensors.numpy.load_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing, config.json names it") from error
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from error
+    module = abstract(lambda rngs: kind(config, rngs=rngs))
+    try:
+        mapping.assign(module, weights)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return module
+
+
+def _encode(value: Any) -> Any:
+    """A dataclass as JSON values; types become their names."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: _encode(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) is not None
+        }
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, type | np.dtype):
+        return jnp.dtype(value).name
+    return value
+
+
+def _decode(cls: type, data: Any, where: str) -> Any:
+    """The dataclass `cls` from JSON values, checked against its annotations."""
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: {data!r} is not a JSON object")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise InputError.unknown(f"config key in {where}", key, fields)
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in data:
+            raise InputError(f"{where}: the key {name!r} is missing")
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{key: _value(hints[key], data[key], f"{where}: {key}") for key in data}
+    )
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """One JSON value as the annotation `hint` wants it."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        nested = [o for o in options if dataclasses.is_dataclass(o)]
+        if value is None and type(None) in options:
+            return None
+        if nested and isinstance(value, dict):
+            return _decode(typing.cast(type, nested[0]), value, where)
+        plain = [o for o in options if o in (int, float, str, bool)]
+        hint = plain[0] if len(plain) == 1 and len(options) == 2 else Any
+    if dataclasses.is_dataclass(hint):
+        return _decode(typing.cast(type, hint), value, where)
+    if origin is typing.Literal:
+        if value not in options:
+            raise InputError.unknown(where, str(value), map(str, options))
+        return value
+    if isinstance(value, list):
+        item = options[0] if options else Any
+        return tuple(_value(item, entry, where) for entry in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise InputError(f"{where} is {value!r}, wanted {hint.__name__}")
+    return value

@@ -1,0 +1,46 @@
+"""Whole models by name: sizes of every part, schedule, cameras, sampling."""
+
+from collections.abc import Mapping
+
+from videomv_jax.model_folder import CameraConfig, ModelConfig, SamplingConfig
+from videomv_jax.models import clip, reconstructor, unet, vae
+
+TINY = ModelConfig(
+    name="tiny",
+    licence="Apache-2.0",
+    provenance="trained by this repository on its synthetic set; docs/tiny-model.md",
+    schedule="cosine_zero_snr",
+    prediction="v",
+    caption_grammar="synthetic",
+    cameras=CameraConfig(size=128),
+    sampling=SamplingConfig(sampler="dpmpp", steps=20, guidance=2.0),
+    unet=unet.PRESETS["tiny"],
+    vae=vae.PRESETS["tiny"],
+    text_encoder=clip.PRESETS["tiny"],
+    reconstructor=reconstructor.PRESETS["tiny"],
+)
+
+# The released text-to-views model; its weights come from conversion.
+T2V = ModelConfig(
+    name="t2v",
+    licence="see the checkpoint",
+    provenance="VideoMV text to views, arXiv 2403.12010",
+    schedule="linear_sd",
+    prediction="epsilon",
+    cameras=CameraConfig(size=256),
+    sampling=SamplingConfig(
+        sampler="ddim",
+        steps=50,
+        guidance=9.0,
+        negative_prompt=(
+            "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, "
+            "disconnected limbs, Ugly faces, incomplete arms"
+        ),
+    ),
+    unet=unet.PRESETS["t2v"],
+    vae=vae.PRESETS["sd"],
+    text_encoder=clip.PRESETS["vit_h_14"],
+    reconstructor=reconstructor.PRESETS["big"],
+)
+
+PRESETS: Mapping[str, ModelConfig] = {"tiny": TINY, "t2v": T2V}
