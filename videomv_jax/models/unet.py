@@ -85,7 +85,7 @@ PRESETS = {
     "t2v": UNetConfig(),
     "tiny": UNetConfig(
         dim=64,
-        multipliers=(1, 2, 2),
+        multipliers=(1, 2),
         res_blocks=1,
         attention_levels=2,
         head_dim=32,
