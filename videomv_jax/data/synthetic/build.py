@@ -1,0 +1,124 @@
+"""From a `Description` to the arrays the renderer takes."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from videomv_jax.data.synthetic.assembly import Assembly, Solid
+from videomv_jax.data.synthetic.catalogue import CATEGORIES
+from videomv_jax.data.synthetic.grammar import Description, Paint
+from videomv_jax.data.synthetic.scene import BOUND, SLOTS, Scene, distance
+from videomv_jax.data.synthetic.vocabulary import COLORS, PATTERNS, SIZES
+
+FILL = 0.54
+"""Radius of an object without size words."""
+
+CELL = 0.17
+"""Pattern period in world units."""
+
+
+def build_scene(description: Description) -> Scene:
+    """The object a description determines, as numpy arrays `[slots, ...]`."""
+    scene, parts = _geometry(description.category, description.sizes)
+    paints = description.paints()
+    colors = np.zeros((SLOTS, 2, 3), np.float32)
+    pattern = np.zeros(SLOTS, np.int32)
+    for i, part in enumerate(parts):
+        paint: Paint = paints[part]
+        colors[i] = COLORS[paint.color], COLORS[paint.second or paint.color]
+        pattern[i] = PATTERNS.index(paint.pattern) + 1 if paint.pattern else 0
+    return dataclasses.replace(scene, colors=colors, pattern=pattern)
+
+
+@functools.cache
+def _geometry(category: str, sizes: tuple[str, ...]) -> tuple[Scene, tuple[str, ...]]:
+    """Shapes without colours, and the part each slot belongs to."""
+    kind = CATEGORIES[category]
+    width, height, overall = np.prod([SIZES[s] for s in sizes] or [(1.0,) * 3], axis=0)
+    plain = Assembly()
+    kind.build(plain)
+    scale = FILL / _extent(_pack(plain.solids))[1]
+
+    assembly = Assembly(width, width if kind.round else 1.0, height)
+    kind.build(assembly)
+    scene = _pack(assembly.solids)
+    middle, radius = _extent(scene)
+    scale = min(scale * overall, BOUND / radius)
+    return _place(scene, middle, scale), tuple(s.part for s in assembly.solids)
+
+
+def _pack(solids: list[Solid]) -> Scene:
+    """Solids as arrays; the slots left over are specks far away."""
+    empty = Solid("", np.full(3, 1e3), np.eye(3), np.full(3, 1e-3), 1e-3, 0.0)
+    rows = (solids + [empty] * SLOTS)[:SLOTS]
+    halves = np.stack([s.half for s in rows])
+    tapers = np.array([s.taper for s in rows])
+    lean = np.max(halves[:, :2] * np.abs(tapers), axis=1) / halves[:, 2]
+    arrays = dict(
+        center=np.stack([s.center for s in rows]),
+        rotation=np.stack([s.rotation for s in rows]),
+        half=halves,
+        stretch=np.stack([s.stretch for s in rows]),
+        corner=np.array([s.corner for s in rows]),
+        bevel=np.array([s.bevel for s in rows]),
+        ring=np.array([s.ring for s in rows]),
+        wall=np.array([s.wall for s in rows]),
+        taper=tapers,
+        slope=1 / np.sqrt(1 + lean**2),
+        plane=np.stack([s.plane for s in rows]),
+        mirror=np.array([[float(a in s.mirror) for a in "xy"] for s in rows]),
+        colors=np.zeros((SLOTS, 2, 3)),
+        repeats=np.array([[1.0, float(s.turning)] for s in rows]),
+        stripes=np.array([s.stripes for s in rows]),
+    )
+    return Scene(
+        pattern=np.zeros(SLOTS, np.int32),
+        **{name: value.astype(np.float32) for name, value in arrays.items()},
+    )
+
+
+def _extent(scene: Scene) -> tuple[np.ndarray, float]:
+    """Middle of the bounding box and radius of the ball around it.
+
+    Measured on a grid of points in every solid's own box: cuts and holes count.
+    """
+    grid = np.linspace(-1.0, 1.0, 13)
+    points = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
+    found = []
+    for i in range(SLOTS):
+        shape = Scene(
+            **{f.name: getattr(scene, f.name)[i] for f in dataclasses.fields(Scene)}
+        )
+        if shape.center[0] > 100:
+            continue
+        grow = 1 + np.abs(np.append(shape.taper, 0.0))
+        local = points * (shape.half * shape.stretch * grow)
+        inside = distance(shape, *local.T, np) <= 0.01
+        world = local[inside] @ shape.rotation + shape.center
+        for x in (1.0, -1.0)[: 1 + int(shape.mirror[0])]:
+            for y in (1.0, -1.0)[: 1 + int(shape.mirror[1])]:
+                found.append(world * [x, y, 1.0])
+    cloud = np.concatenate(found)
+    middle = (cloud.min(0) + cloud.max(0)) / 2
+    # Mirrored solids need the mirror planes to stay where they are.
+    middle = np.where(scene.mirror.any(0).tolist() + [False], 0.0, middle)
+    return middle, float(np.linalg.norm(cloud - middle, axis=1).max())
+
+
+def _place(scene: Scene, middle: np.ndarray, scale: float) -> Scene:
+    """Move `middle` to the origin, scale all lengths, set the pattern repeats."""
+    lengths = ("half", "corner", "bevel", "ring", "wall")
+    scaled = {name: getattr(scene, name) * np.float32(scale) for name in lengths}
+    center = (scene.center - middle) * scale
+    plane = scene.plane * np.array([1, 1, 1, scale])
+    radius = np.min(scaled["half"][:, :2] * scene.stretch[:, :2], axis=1)
+    around = np.maximum(np.round(2 * np.pi * radius / CELL), 4.0)
+    repeats = np.stack([np.full(SLOTS, 1 / CELL), scene.repeats[:, 1] * around], 1)
+    return dataclasses.replace(
+        scene,
+        center=center.astype(np.float32),
+        plane=plane.astype(np.float32),
+        repeats=repeats.astype(np.float32),
+        **scaled,
+    )
