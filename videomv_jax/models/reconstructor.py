@@ -107,9 +107,9 @@ class ReconstructorConfig:
 PRESETS = {
     "big": ReconstructorConfig(),
     "tiny": ReconstructorConfig(
-        down_channels=(32, 64, 64, 96),
+        down_channels=(32, 64, 64, 80),
         down_attention=(False, False, False, True),
-        up_channels=(96, 64, 64),
+        up_channels=(80, 64, 64),
         up_attention=(True, False, False),
         layers=1,
         heads=4,
