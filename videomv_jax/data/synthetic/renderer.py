@@ -90,26 +90,23 @@ def _render(scenes: Scene, cameras: Cameras):
     return images[..., :3], images[..., 3]
 
 
-def _slot(scene: Scene, i: int, rank: int) -> Scene:
-    """Primitive i of each scene `[k, slots, ...]`, to broadcast with `[k, ...rank]`."""
-
-    def take(leaf):
-        leaf = leaf[:, i]
-        return leaf.reshape(leaf.shape[:1] + (1,) * rank + leaf.shape[1:])
-
-    return jax.tree.map(take, scene)
+def _by_slot(scene: Scene) -> Scene:
+    """Leaves `[k, slots, ...]` -> `[slots, k, 1, ...]`, to go with points `[k, m]`."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0)[:, :, None], scene)
 
 
-def _nearest(scene: Scene, x, y, z):
-    """Distance to the scene and the index of the nearest primitive."""
-    best = jnp.full_like(x, _FAR)
-    which = jnp.zeros(x.shape, jnp.int32)
-    for i in range(SLOTS):
-        shape = _slot(scene, i, x.ndim - 1)
-        d = distance(shape, *to_local(shape, x, y, z), jnp)
-        which = jnp.where(d < best, i, which)
-        best = jnp.minimum(d, best)
-    return best, which
+def _distance(shape: Scene, point):
+    return distance(shape, *to_local(shape, *point), jnp)
+
+
+def _nearest(slots: Scene, point):
+    """Distance `[k, m]` to the scene. A loop: unrolled fully it compiles for long."""
+
+    def body(i, best):
+        shape = jax.tree.map(lambda leaf: leaf[i], slots)
+        return jnp.minimum(best, _distance(shape, point))
+
+    return jax.lax.fori_loop(0, SLOTS, body, jnp.full_like(point[0], _FAR), unroll=4)
 
 
 def _directions(camera: Cameras, px, py):
@@ -163,9 +160,10 @@ def _cone_pass(scenes: Scene, views: Cameras, rows: int, columns: int):
     direction = tuple(d.reshape(b, -1) for d in direction)
     spread = jnp.broadcast_to(spread, px.shape).reshape(b, -1)
     near, far = _enter(origin, direction, BOUND * 1.25)
+    slots = _by_slot(scenes)
 
     def step(_, t):
-        d, _ = _nearest(scenes, *_along(origin, direction, t))
+        d = _nearest(slots, _along(origin, direction, t))
         # The cone widens as it goes: stay where the next step could enter.
         ahead = (d - spread * t) / (1 + spread)
         return jnp.where(t < far, t + jnp.maximum(ahead, 0.0), t)
@@ -189,9 +187,11 @@ def _trace_blocks(scene: Scene, camera: Cameras, corner, start):
     footprint = 1 / camera.intrinsics[:, :1]
     _, far = _enter(origin, direction, BOUND * 1.25)
 
+    slots = _by_slot(scene)
+
     def step(_, state):
         t, before, back, front = state
-        d, which = _nearest(scene, *_along(origin, direction, t))
+        d = _nearest(slots, _along(origin, direction, t))
         pixel = footprint * t
         # 0 when a half pixel inside, 1 when a half pixel outside.
         outside = d / pixel + 0.5
@@ -203,18 +203,18 @@ def _trace_blocks(scene: Scene, camera: Cameras, corner, start):
         # A step may end deep inside: the surface is where the line crosses zero.
         share = jnp.clip(outside / (outside - before[0] - 1e-6), 0.0, 1.0)
         at = jnp.where(outside < 0.0, t - share * (t - before[1]), t)
-        back = _select(~hit & (outside < back[0]), (outside, at, which), back)
+        back = _select(~hit & (outside < back[0]), (outside, at), back)
         before = (outside, t)
         t = t + jnp.where(hit, 0.0, jnp.maximum(d + 0.5 * pixel, STRIDE * pixel))
         return t, before, back, front
 
     t = jnp.broadcast_to(start[:, None], px.shape)
-    nothing = (jnp.ones_like(px), t, jnp.zeros(px.shape, jnp.int32))
-    state = (t, (jnp.ones_like(px), t), nothing, nothing)
+    nothing = (jnp.ones_like(px), t)
+    state = (t, nothing, nothing, nothing)
     *_, back, front = jax.lax.fori_loop(0, RAY_STEPS, step, state)
 
-    def layer(outside, at, which):
-        color = _shade(scene, which, _along(origin, direction, at), footprint * at)
+    def layer(outside, at):
+        color = _shade(scene, slots, _along(origin, direction, at), footprint * at)
         return jnp.clip(1.0 - outside, 0.0, 1.0)[..., None], color
 
     back_cover, back_color = layer(*back)
@@ -229,8 +229,15 @@ def _select(condition, chosen, other):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), chosen, other)
 
 
-def _shade(scene: Scene, which, point, pixel):
-    """Colour `[k, m, 3]` of points on the surface of primitives `which`."""
+def _shade(scene: Scene, slots: Scene, point, pixel):
+    """Colour `[k, m, 3]` of surface points; `pixel` is a pixel's size there."""
+    apart = jax.lax.map(lambda shape: _distance(shape, point), slots)
+    which = jnp.argmin(apart, 0)
+
+    # Colours blend over a pixel where primitives meet.
+    share = jnp.clip(1.0 - (apart - apart.min(0)[None]) / pixel[None], 0.0, 1.0)
+    share = share / share.sum(0)[None]
+    colors = jnp.einsum("skm,ksic->kmic", share, scene.colors, precision="highest")
 
     def take(leaf):
         index = which.reshape(which.shape + (1,) * (leaf.ndim - 2))
@@ -264,9 +271,8 @@ def _shade(scene: Scene, which, point, pixel):
     facing = sum(n * (v / norm) for n, v in zip(world, LIGHT, strict=True))
     light = AMBIENT + DIFFUSE * (0.5 + 0.5 * facing)
 
-    second = _pattern(shape, local, normal, pixel)
-    first_color, second_color = shape.colors[..., 0, :], shape.colors[..., 1, :]
-    color = first_color + (second_color - first_color) * second[..., None]
+    second = _pattern(shape, local, normal, pixel)[..., None]
+    color = colors[..., 0, :] * (1 - second) + colors[..., 1, :] * second
     return jnp.clip(color * light[..., None], 0.0, 1.0)
 
 
