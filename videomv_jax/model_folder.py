@@ -5,16 +5,19 @@ may be missing (a folder with only a VAE is what the first training stage export
 they load as None, and who needs them says so.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -80,6 +83,7 @@ class SamplingConfig:
         guidance: classifier-free guidance scale; 1 is none.
         guidance_rescale: share in [0, 1] of the rescaling against over-exposure.
         negative_prompt: text of the unconditional branch; the one it was trained on.
+        prompt_suffix: what all its captions ended in, added to prompts without it.
         steps_3d: where the 3D-aware steps lie, as fractions of the steps.
         views_3d: the views the reconstructor sees.
     """
@@ -89,6 +93,7 @@ class SamplingConfig:
     guidance: float = 5.0
     guidance_rescale: float = 0.0
     negative_prompt: str = ""
+    prompt_suffix: str = ""
     steps_3d: tuple[float, ...] = (0.4, 0.6, 0.8)
     views_3d: tuple[int, ...] = (0, 6, 12, 18)
 
@@ -224,6 +229,19 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
     return ModelConfig.from_json(text, str(path))
 
 
+def count_weights(directory: str | os.PathLike[str], part: str) -> tuple[int, set[str]]:
+    """Number and storage types of a part's weights, from its file's header alone.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    path = Path(directory) / f"{part}.safetensors"
+    with _readable(path), safetensors.safe_open(path, "np") as file:
+        slices = [file.get_slice(name) for name in file.keys()]
+        count = sum(math.prod(one.get_shape()) for one in slices)
+        return count, {one.get_dtype() for one in slices}
+
+
 def load_model(
     directory: str | os.PathLike[str], *, dtype: str | None = None
 ) -> LoadedModel:
@@ -253,32 +271,45 @@ def load_model(
 
 def abstract(build: Callable[[nnx.Rngs], Any]) -> Any:
     """The modules that `build` makes, with shapes instead of weights."""
-    return nnx.eval_shape(lambda: build(_SameKey()))
+
+    return nnx.eval_shape(lambda: build(_SameKeys()))
 
 
-class _SameKey(nnx.Rngs):
-    """Gives out one key. Counting draws makes tracing quadratic in their number."""
+class _SameKeys(nnx.Rngs):
+    """Random streams that stand still."""
 
     def __init__(self):
         super().__init__(0)
+        self.default = _SameKey(0, tag="default")
 
-    def params(self):
-        return self.default.key[...]
+
+class _SameKey(nnx.RngStream):
+    """Gives out one key. Counting draws makes tracing quadratic in their number."""
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
 
 
 def _load_part(kind: Callable[..., nnx.Module], config: Any, path: Path) -> nnx.Module:
-    try:
+    with _readable(path):
         weights = safetensors.numpy.load_file(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing, config.json names it") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file: {error}") from error
     module = abstract(lambda rngs: kind(config, rngs=rngs))
     try:
         mapping.assign(module, weights)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return module
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn failures to read a weights file into messages."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing, config.json names it") from error
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _encode(value: Any) -> Any:

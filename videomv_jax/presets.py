@@ -36,6 +36,7 @@ T2V = ModelConfig(
             "Distorted, discontinuous, Ugly, blurry, low resolution, disfigured, "
             "disconnected limbs, Ugly faces, incomplete arms"
         ),
+        prompt_suffix=", 3d asset",
     ),
     unet=unet.PRESETS["t2v"],
     vae=vae.PRESETS["sd"],
