@@ -12,10 +12,11 @@ def get_config() -> ConfigDict:
     """The run; expected results are in docs/tiny-model.md."""
     config = default_config("autoencoder")
     config.out = "runs/tiny_autoencoder"
-    config.steps = 6000
-    config.batch_size = 64
+    config.steps = 3000
+    config.batch_size = 32
     config.views = 4
     config.objects = 32768
-    config.learning_rate = 1e-3
+    config.learning_rate = 5e-4
+    config.warmup_steps = 200
     config.compute_dtype = "bfloat16"
     return config

@@ -117,6 +117,4 @@ def _activate(raw: dict[str, Array]) -> Gaussians:
 
 
 def _repeat(cameras: Cameras, count: int) -> Cameras:
-    return jax.tree.map(
-        lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), cameras
-    )
+    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), cameras)

@@ -1,0 +1,150 @@
+"""The table of a text model on captions it never saw, whose truth is known.
+
+A caption of the synthetic set determines its object, so the views sampled from the
+text have a ground truth: their PSNR says whether the prompt was obeyed.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from videomv_jax.data import synthetic
+from videomv_jax.evaluation.consistency import self_consistency
+from videomv_jax.evaluation.metrics import psnr, ssim
+from videomv_jax.pipeline import VideoMV
+from videomv_jax.splat.cameras import orbit
+from videomv_jax.splat.renderer import render
+from videomv_jax.types import InputError
+
+Row = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Held-out captions with the truth of their orbits.
+
+    Attributes:
+        captions: the prompts.
+        views: `[n, f, h, w, 3]` on the model's own cameras.
+        between: the same from cameras half a step further, for the Gaussians.
+    """
+
+    captions: list[str]
+    views: np.ndarray
+    between: np.ndarray
+
+
+def _between(model: VideoMV):
+    """Cameras half-way between the model's."""
+    c = model.config.cameras
+    return orbit(
+        c.views,
+        elevation=c.elevation,
+        radius=c.radius,
+        fov=c.fov,
+        size=c.size,
+        azimuth=180 / c.views,
+    )
+
+
+def held_out(model: VideoMV, count: int, seed: int) -> HeldOut:
+    """Render the truth of `count` held-out captions.
+
+    Raises:
+        InputError: the model does not speak the synthetic set's grammar.
+    """
+    if model.config.caption_grammar != "synthetic":
+        raise InputError(
+            f"model: {model.config.name!r} was not trained on the synthetic set, so "
+            "its prompts have no ground truth"
+        )
+    objects = synthetic.sample_descriptions(count, seed, "heldout")
+    background = model.config.cameras.background
+    truth: list[list[np.ndarray]] = [[], []]
+    for one in objects:
+        scene = synthetic.stack_scenes([synthetic.build_scene(one)])
+        for views, cameras in zip(
+            truth, (model.config.cameras.orbit(), _between(model)), strict=True
+        ):
+            rgb, _ = synthetic.render_orbit(scene, cameras, background)
+            views.append(np.asarray(rgb[0]))
+    views, between = map(np.stack, truth)
+    return HeldOut([one.text for one in objects], views, between)
+
+
+def table(
+    model: VideoMV,
+    data: HeldOut,
+    *,
+    batch: int,
+    seed: int = 0,
+    fit: dict[str, Any] | None = None,
+    told: Callable[[str], None] = lambda text: None,
+    **sampling,
+) -> Iterator[tuple[str, Row]]:
+    """Rows "plain", "3D-aware" and, where views are fitted, "truth".
+
+    Columns, means over captions: `psnr` and `ssim` of the views against the truth;
+    `gaussians_psnr` of renders of the final Gaussians from cameras between the views;
+    `consistency` in dB, see `evaluation.consistency`, of the views alone.
+
+    Args:
+        model: with a reconstructor.
+        data: from `held_out`.
+        batch: prompts sampled at once; must divide their number.
+        seed: of the first prompt; both rows share all seeds.
+        fit: options of the fit, such as `count` and `iterations`; None leaves the
+            consistency out.
+        told: called with what goes on.
+        sampling: options of `VideoMV.generate`.
+
+    Raises:
+        InputError: a batch that does not divide the captions.
+    """
+    if len(data.captions) % batch:
+        raise InputError(f"batch: {batch} does not divide {len(data.captions)}")
+    background = model.config.cameras.background
+    cameras = model.config.cameras.orbit()
+
+    def consistency(views: np.ndarray) -> float:
+        parts = [
+            self_consistency(
+                views[i : i + batch], cameras, background, jax.random.key(0), **fit
+            )
+            for i in range(0, len(views), batch)
+        ]
+        return float(np.concatenate(parts).mean())
+
+    for name, aware in (("plain", {"steps_3d": ()}), ("3D-aware", {})):
+        parts = []
+        for i in range(0, len(data.captions), batch):
+            told(f"{name}: prompts {i + 1} to {i + batch}")
+            made = model.generate(
+                data.captions[i : i + batch], seed=seed + i, **(sampling | aware)
+            )
+            renders = render(
+                made.gaussians,
+                jax.tree.map(
+                    lambda x: np.broadcast_to(x, (batch, *x.shape)), _between(model)
+                ),
+                background=background,
+            )
+            parts.append((made.views, np.asarray(renders.rgb)))
+        views, turned = (
+            np.concatenate(part).clip(0, 1) for part in zip(*parts, strict=True)
+        )
+        row = {
+            "psnr": float(psnr(views, data.views).mean()),
+            "ssim": float(ssim(views, data.views).mean()),
+            "gaussians_psnr": float(psnr(turned, data.between).mean()),
+        }
+        if fit is not None:
+            told(f"{name}: fitting Gaussians to the even views")
+            row["consistency"] = consistency(views)
+        yield name, row
+    if fit is not None:
+        told("truth: fitting Gaussians to the even views")
+        yield "truth", {"consistency": consistency(data.views)}
