@@ -38,6 +38,7 @@ class Category:
             (the first that differs from the main colour is worn).
         details: the same for parts captions cannot name.
         color: main colour of captions that name none.
+        body: whether it has solids of no named part; they wear the main colour.
         round: whether "wide" and "narrow" mean depth as well as width.
         build: puts the parts together.
     """
@@ -46,6 +47,7 @@ class Category:
     parts: Mapping[str, str | tuple[str, ...]]
     details: Mapping[str, tuple[str, ...]]
     color: str
+    body: bool
     round: bool
     build: Callable[["Assembly"], None]
 
@@ -64,8 +66,14 @@ def category(
     """Register the decorated builder; arguments as `Category`'s attributes."""
 
     def register(build: Callable[["Assembly"], None]):
+        declared = {**parts, **(details or {})}
+        probe = Assembly()
+        build(probe)
+        used = {solid.part for solid in probe.solids}
+        if used - {""} != set(declared):
+            raise ValueError(f"{name}: parts {used}, declared {set(declared)}")
         CATEGORIES[name] = Category(
-            name, dict(parts), dict(details or {}), color, round, build
+            name, dict(parts), dict(details or {}), color, "" in used, round, build
         )
         return build
 
@@ -82,9 +90,9 @@ def rotation(turn: Turn) -> np.ndarray:
     return matrix
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Solid:
-    """One primitive before colours; fields as in `scene.Scene`, plus its part."""
+    """One primitive before colours: the part it belongs to, and fields of `Scene`."""
 
     part: str
     center: np.ndarray
@@ -100,12 +108,20 @@ class Solid:
         default_factory=lambda: np.array([0.0, 0.0, 0.0, SOLID])
     )
     mirror: str = ""
-    turning: bool = False
-    stripes: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
 
 class Assembly:
     """Collects the solids of one object.
+
+    Arguments that all methods share:
+        part: the part the solid belongs to; "" for the body.
+        center: world position.
+        axis: world axis of cylinders and rings, and along which boxes taper.
+        turn: rotation about the centre, axis name and degrees.
+        bevel: edge radius at both ends of `axis`.
+        mirror: world axes ("x", "y", "xy") across which the solid is repeated.
+        keep: `(n, c)`: only what has `n·(p - center) >= c` stays, world frame.
+        rigid: size words move the solid but leave its shape.
 
     Args:
         width, depth, height: factors along world y, x and z ("wide", "tall", ...).
@@ -115,32 +131,22 @@ class Assembly:
         self.factors = np.array([depth, width, height])
         self.solids: list[Solid] = []
 
-    def _add(self, solid: Solid, keep: tuple[Vector, float] | None, rigid: bool):
-        """Stretch a solid by the size words, attach its cut, and store it."""
-        factors = np.linalg.norm(solid.rotation * self.factors, axis=1)
-        if rigid:
-            factors = np.ones(3)
-        solid.center = np.asarray(solid.center, np.float64) * self.factors
-        if solid.bevel >= solid.half.min():  # balls and pills
-            solid.stretch = solid.stretch * factors
-        else:
-            tube = solid.half[2]
-            solid.half = solid.half * factors
-            solid.corner *= min(factors[0], factors[1])
-            if solid.ring < SOLID:
-                solid.half[2] = tube
-            solid.bevel = min(solid.bevel, 0.999 * solid.half.min())
-        if keep is not None:
-            normal, offset = np.asarray(keep[0], np.float64), keep[1]
-            normal = normal / self.factors
-            length = np.linalg.norm(normal)
-            solid.plane = np.append(-solid.rotation @ normal / length, -offset / length)
-        self._store(solid)
-
     def _store(self, solid: Solid) -> None:
         if len(self.solids) == SLOTS:
             raise ValueError(f"an object has more than {SLOTS} solids")
         self.solids.append(solid)
+
+    def _along(self, frame: np.ndarray) -> np.ndarray:
+        """Factors along the axes of a local frame."""
+        return np.linalg.norm(frame * self.factors, axis=1)
+
+    def _cut(self, frame: np.ndarray, keep: tuple[Vector, float] | None) -> np.ndarray:
+        """`Scene.plane` of a `keep` argument, after stretching."""
+        if keep is None:
+            return np.array([0.0, 0.0, 0.0, SOLID])
+        normal = np.asarray(keep[0]) / self.factors
+        length = np.linalg.norm(normal)
+        return np.append(-frame @ normal, -keep[1]) / length
 
     def box(
         self,
@@ -148,51 +154,36 @@ class Assembly:
         center: Vector,
         half: Vector,
         *,
-        turn: Turn | None = None,
         axis: str = "z",
+        turn: Turn | None = None,
         bevel: float = 0.02,
         corner: float = 0.0,
         taper: tuple[float, float] = (0.0, 0.0),
         mirror: str = "",
-        keep: tuple[Vector, float] | None = None,
-        stripes: tuple[float, float, float] | None = None,
-        rigid: bool = False,
     ) -> None:
         """A block, prism, wedge or pyramid.
 
         Args:
-            part: the part it belongs to.
-            center: world position.
             half: half extents along world x, y, z (before `turn`).
-            turn: rotation about its centre.
-            axis: world axis along which it tapers.
-            bevel: edge radius at the two ends of `axis`.
             corner: edge radius around `axis`.
-            taper: growth of the cross-section from middle to the +end; (-1, -1) over
-                a base of equal mean makes a pyramid, (-1, 0) a gable.
-            mirror: world axes ("x", "y", "xy") across which it is repeated.
-            keep: `n, c`: only what has `n·(p - center) >= c` stays, world frame.
-            stripes: local direction across which stripes alternate; by default the
-                longest half extent.
-            rigid: keep its shape under size words.
+            taper: growth of the cross-section from the middle to the + end of `axis`;
+                -1 on both sides makes a pyramid of twice the given base, -1 on one
+                side a gable.
         """
-        frame = _FRAMES[axis]
-        local = frame @ np.asarray(half, np.float64)
-        if stripes is None:
-            longest = int(np.argmax(local))
-            stripes = tuple(float(i == longest) for i in range(3))  # type: ignore
-        solid = Solid(
-            part,
-            np.asarray(center),
-            frame if turn is None else frame @ rotation(turn).T,
-            np.abs(local),
-            max(corner, 1e-3),
-            min(bevel, 0.999 * np.abs(local).min()),
-            taper=taper,
-            mirror=mirror,
-            stripes=stripes,  # type: ignore
+        frame = _FRAMES[axis] if turn is None else _FRAMES[axis] @ rotation(turn).T
+        size = abs(_FRAMES[axis] @ np.asarray(half, np.float64)) * self._along(frame)
+        self._store(
+            Solid(
+                part,
+                center * self.factors,
+                frame,
+                size,
+                corner=max(corner, 1e-3),
+                bevel=min(bevel, 0.999 * size.min()),
+                taper=taper,
+                mirror=mirror,
+            )
         )
-        self._add(solid, keep, rigid)
 
     def tube(
         self,
@@ -202,42 +193,38 @@ class Assembly:
         height: float,
         *,
         axis: str = "z",
-        turn: Turn | None = None,
         bevel: float = 0.015,
-        hole: float | None = None,
         wall: float | None = None,
         mirror: str = "",
         keep: tuple[Vector, float] | None = None,
         rigid: bool = False,
     ) -> None:
-        """A cylinder, cone, pipe or cup.
+        """A cylinder, cone or cup.
 
         Args:
-            radius: one, or (bottom, top).
-            height: half of its length along `axis`.
-            hole: wall thickness of an open pipe.
-            wall: wall thickness of a closed hollow (open it with `keep`).
-
-        Other arguments as `box`.
+            radius: one, or those at the - and + end of `axis`.
+            height: half of its length.
+            wall: thickness of the walls of a hollow one (open it with `keep`).
         """
-        bottom, top = (radius, radius) if isinstance(radius, float | int) else radius
-        middle = (bottom + top) / 2
-        growth = (top - bottom) / (top + bottom)
+        start, end = radius if isinstance(radius, tuple) else (radius, radius)
+        middle, growth = (start + end) / 2, (end - start) / (end + start)
         frame = _FRAMES[axis]
-        solid = Solid(
-            part,
-            np.asarray(center),
-            frame if turn is None else frame @ rotation(turn).T,
-            np.array([middle, middle, height]),
-            middle,
-            min(bevel, 0.99 * height, 0.99 * middle),
-            ring=SOLID if hole is None else hole / 2,
-            wall=SOLID if wall is None else wall / 2,
-            taper=(growth, growth),
-            mirror=mirror,
-            turning=True,
+        size = np.array([middle, middle, height])
+        size = size if rigid else size * self._along(frame)
+        self._store(
+            Solid(
+                part,
+                center * self.factors,
+                frame,
+                size,
+                corner=size[:2].min(),
+                bevel=min(bevel, 0.99 * size.min()),
+                wall=SOLID if wall is None else wall / 2,
+                taper=(growth, growth),
+                plane=self._cut(frame, keep),
+                mirror=mirror,
+            )
         )
-        self._add(solid, keep, rigid)
 
     def ball(
         self,
@@ -250,21 +237,27 @@ class Assembly:
         mirror: str = "",
         keep: tuple[Vector, float] | None = None,
     ) -> None:
-        """An ellipsoid, dome or bowl; `radii` along world axes before `turn`."""
-        radii = np.broadcast_to(np.asarray(radii, np.float64), (3,)).copy()
-        solid = Solid(
-            part,
-            np.asarray(center),
-            np.eye(3) if turn is None else rotation(turn).T,
-            np.ones(3),
-            1.0,
-            1.0,
-            stretch=radii,
-            wall=SOLID if wall is None else wall / 2,
-            mirror=mirror,
-            turning=True,
+        """An ellipsoid, dome or bowl.
+
+        Args:
+            radii: one, or those along world x, y, z (before `turn`).
+            wall: thickness of a shell.
+        """
+        frame = np.eye(3) if turn is None else rotation(turn).T
+        self._store(
+            Solid(
+                part,
+                center * self.factors,
+                frame,
+                np.ones(3),
+                corner=1.0,
+                bevel=1.0,
+                stretch=np.broadcast_to(radii, (3,)) * self._along(frame),
+                wall=SOLID if wall is None else wall / 2,
+                plane=self._cut(frame, keep),
+                mirror=mirror,
+            )
         )
-        self._add(solid, keep, rigid=False)
 
     def rod(
         self,
@@ -273,32 +266,28 @@ class Assembly:
         end: Vector,
         radius: float | tuple[float, float],
         *,
-        mirror: str = "",
         flat: bool = False,
+        mirror: str = "",
     ) -> None:
-        """A stick between two points, round-ended unless `flat` or tapered."""
-        a = np.asarray(start, np.float64) * self.factors
-        b = np.asarray(end, np.float64) * self.factors
-        first, last = (radius, radius) if isinstance(radius, float | int) else radius
-        middle = (first + last) / 2
-        growth = (last - first) / (first + last)
-        along = (b - a) / np.linalg.norm(b - a)
-        side = np.cross(along, np.eye(3)[int(np.argmin(np.abs(along)))])
+        """A stick from `start` to `end`, round-ended unless `flat` or tapered."""
+        a, b = start * self.factors, end * self.factors
+        first, last = radius if isinstance(radius, tuple) else (radius, radius)
+        middle, growth = (first + last) / 2, (last - first) / (first + last)
+        length = np.linalg.norm(b - a)
+        along = (b - a) / length
+        side = np.cross(along, np.eye(3)[np.argmin(abs(along))])
         side /= np.linalg.norm(side)
-        frame = np.stack([side, np.cross(along, side), along])
         pill = not flat and first == last
-        half = np.linalg.norm(b - a) / 2 + (middle if pill else 0.0)
         self._store(
             Solid(
                 part,
                 (a + b) / 2,
-                frame,
-                np.array([middle, middle, half]),
-                middle,
-                0.999 * middle if pill else min(0.01, 0.5 * min(first, last) + 1e-3),
+                np.stack([side, np.cross(along, side), along]),
+                np.array([middle, middle, length / 2 + (middle if pill else 0.0)]),
+                corner=middle,
+                bevel=0.999 * middle if pill else 0.2 * middle,
                 taper=(growth, growth),
                 mirror=mirror,
-                turning=True,
             )
         )
 
@@ -307,26 +296,30 @@ class Assembly:
         part: str,
         center: Vector,
         radius: float,
-        tube: float,
+        thickness: float,
         *,
         axis: str = "z",
-        turn: Turn | None = None,
         mirror: str = "",
         keep: tuple[Vector, float] | None = None,
-        rigid: bool = False,
     ) -> None:
-        """A torus of ring radius `radius` and tube radius `tube` around `axis`."""
+        """A torus around `axis`.
+
+        Args:
+            radius: of the circle in the middle of the tube.
+            thickness: radius of the tube.
+        """
         frame = _FRAMES[axis]
-        solid = Solid(
-            part,
-            np.asarray(center),
-            frame if turn is None else frame @ rotation(turn).T,
-            np.array([radius + tube, radius + tube, tube]),
-            radius + tube,
-            0.999 * tube,
-            ring=tube,
-            mirror=mirror,
-            turning=True,
-            stripes=(1.0, 0.0, 0.0),
+        size = (radius + thickness) * self._along(frame)
+        self._store(
+            Solid(
+                part,
+                center * self.factors,
+                frame,
+                np.array([size[0], size[1], thickness]),
+                corner=size[:2].min(),
+                bevel=0.999 * thickness,
+                ring=thickness,
+                plane=self._cut(frame, keep),
+                mirror=mirror,
+            )
         )
-        self._add(solid, keep, rigid)

@@ -15,7 +15,7 @@ FILL = 0.54
 """Radius of an object without size words."""
 
 CELL = 0.17
-"""Pattern period in world units."""
+"""Size of pattern cells in world units on an object of no special size."""
 
 
 def build_scene(description: Description) -> Scene:
@@ -45,7 +45,9 @@ def _geometry(category: str, sizes: tuple[str, ...]) -> tuple[Scene, tuple[str, 
     scene = _pack(assembly.solids)
     middle, radius = _extent(scene)
     scale = min(scale * overall, BOUND / radius)
-    return _place(scene, middle, scale), tuple(s.part for s in assembly.solids)
+    return _place(scene, middle, scale, CELL * overall), tuple(
+        s.part for s in assembly.solids
+    )
 
 
 def _pack(solids: list[Solid]) -> Scene:
@@ -54,13 +56,24 @@ def _pack(solids: list[Solid]) -> Scene:
     rows = (solids + [empty] * SLOTS)[:SLOTS]
     halves = np.stack([s.half for s in rows])
     tapers = np.array([s.taper for s in rows])
+    # Patterns: bands lie across z unless the solid is flat along z; only round
+    # sections that are not flat are wrapped around.
+    extents = halves * np.stack([s.stretch for s in rows])
+    longest = extents.max(1)
+    upright = extents[:, 2] >= 0.6 * longest
+    across = np.where(upright, 2, np.argmax(extents[:, :2], axis=1))
+    sides = np.sort(extents[:, :2], axis=1)
+    corners = np.array([s.corner for s in rows])
+    turned = (
+        upright & (corners >= halves[:, :2].min(1)) & (sides[:, 1] < 1.5 * sides[:, 0])
+    )
     lean = np.max(halves[:, :2] * np.abs(tapers), axis=1) / halves[:, 2]
     arrays = dict(
         center=np.stack([s.center for s in rows]),
         rotation=np.stack([s.rotation for s in rows]),
         half=halves,
         stretch=np.stack([s.stretch for s in rows]),
-        corner=np.array([s.corner for s in rows]),
+        corner=corners,
         bevel=np.array([s.bevel for s in rows]),
         ring=np.array([s.ring for s in rows]),
         wall=np.array([s.wall for s in rows]),
@@ -69,8 +82,8 @@ def _pack(solids: list[Solid]) -> Scene:
         plane=np.stack([s.plane for s in rows]),
         mirror=np.array([[float(a in s.mirror) for a in "xy"] for s in rows]),
         colors=np.zeros((SLOTS, 2, 3)),
-        repeats=np.array([[1.0, float(s.turning)] for s in rows]),
-        stripes=np.array([s.stripes for s in rows]),
+        repeats=np.stack([np.ones(SLOTS), turned], 1),
+        stripes=np.eye(3)[across],
     )
     return Scene(
         pattern=np.zeros(SLOTS, np.int32),
@@ -106,15 +119,15 @@ def _extent(scene: Scene) -> tuple[np.ndarray, float]:
     return middle, float(np.linalg.norm(cloud - middle, axis=1).max())
 
 
-def _place(scene: Scene, middle: np.ndarray, scale: float) -> Scene:
+def _place(scene: Scene, middle: np.ndarray, scale: float, cell: float) -> Scene:
     """Move `middle` to the origin, scale all lengths, set the pattern repeats."""
     lengths = ("half", "corner", "bevel", "ring", "wall")
     scaled = {name: getattr(scene, name) * np.float32(scale) for name in lengths}
     center = (scene.center - middle) * scale
     plane = scene.plane * np.array([1, 1, 1, scale])
     radius = np.min(scaled["half"][:, :2] * scene.stretch[:, :2], axis=1)
-    around = np.maximum(np.round(2 * np.pi * radius / CELL), 4.0)
-    repeats = np.stack([np.full(SLOTS, 1 / CELL), scene.repeats[:, 1] * around], 1)
+    around = np.maximum(np.round(2 * np.pi * radius / cell), 4.0)
+    repeats = np.stack([np.full(SLOTS, 1 / cell), scene.repeats[:, 1] * around], 1)
     return dataclasses.replace(
         scene,
         center=center.astype(np.float32),

@@ -36,11 +36,11 @@ def castle(a: Assembly) -> None:
 
 @category("bridge", parts={"road": ("grey", "black"), "towers": MAIN}, color="red")
 def bridge(a: Assembly) -> None:
-    a.box("road", (0, 0, -0.1), (0.26, 1.0, 0.05))
-    a.box("towers", (0.24, 0.5, 0.05), (0.07, 0.07, 0.52), mirror="xy")
-    a.box("towers", (0, 0.5, 0.5), (0.24, 0.06, 0.06), mirror="y")
-    a.ring("", (0.24, 0, 0.56), 0.5, 0.045, axis="x", mirror="x", keep=((0, 0, -1), 0))
-    a.rod("", (0.24, 0.5, 0.54), (0.24, 1.0, -0.05), 0.045, mirror="xy")
+    a.box("road", (0, 0, -0.12), (0.3, 1.0, 0.07))
+    a.box("towers", (0.29, 0.5, 0.06), (0.09, 0.09, 0.56), mirror="xy")
+    a.box("towers", (0, 0.5, 0.52), (0.29, 0.07, 0.08), mirror="y")
+    a.ring("", (0.29, 0, 0.56), 0.48, 0.06, axis="x", mirror="x", keep=((0, 0, -1), 0))
+    a.rod("", (0.29, 0.52, 0.54), (0.29, 0.98, -0.08), 0.06, mirror="xy")
 
 
 @category(

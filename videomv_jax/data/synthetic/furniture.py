@@ -64,10 +64,9 @@ def clock(a: Assembly) -> None:
     a.rod("feet", (0, 0.3, -0.45), (0, 0.46, -0.72), 0.08, mirror="y")
 
 
-@category("mug", parts={"handle": MAIN, "inside": LIGHT}, color="white", round=True)
+@category("mug", parts={"handle": MAIN}, color="white", round=True)
 def mug(a: Assembly) -> None:
     a.tube("", (0, 0, 0), 0.46, 0.55, wall=0.09, keep=((0, 0, -1), -0.5))
-    a.tube("inside", (0, 0, 0.02), 0.4, 0.44)
     a.ring("handle", (0, 0.5, 0), 0.28, 0.075, axis="x", keep=((0, 1, 0), -0.08))
 
 

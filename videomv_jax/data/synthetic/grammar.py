@@ -109,7 +109,7 @@ class Description:
         kind = CATEGORIES[self.category]
         main = Paint(self.color or kind.color, self.second, self.pattern)
         named = dict(self.parts)
-        paints = {"": main}
+        paints = {"": main} if kind.body else {}
         for part, default in {**kind.parts, **kind.details}.items():
             if part in named:
                 paints[part] = Paint(named[part])

@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
+from videomv_jax.data.synthetic.assembly import MAIN
 from videomv_jax.data.synthetic.catalogue import CATEGORIES
 from videomv_jax.data.synthetic.grammar import Description, parse
 from videomv_jax.data.synthetic.vocabulary import COLORS, PATTERNS, SIZES
@@ -56,15 +57,18 @@ def sample(rng: random.Random) -> Description:
     if color and rng.random() < 0.2:
         pattern = _pick(rng, PATTERNS)
         second = _pick(rng, [c for c in colors if c != color])
-    nameable = list(CATEGORIES[category].parts)
-    count = min(_pick(rng, (0, 0, 0, 1, 1, 1, 1, 1, 2, 2)), len(nameable))
-    parts = []
-    for _ in range(count):
-        part = _pick(rng, nameable)
-        nameable.remove(part)
-        parts.append((part, _pick(rng, colors)))
+    kind = CATEGORIES[category]
+    parts = {}
+    for _ in range(_pick(rng, (0, 0, 0, 1, 1, 1, 1, 1, 2, 2))):
+        part = _pick(rng, list(kind.parts))
+        rest = [
+            p for p, d in kind.parts.items() if d == MAIN and p not in (part, *parts)
+        ]
+        # Something must be left to show the main colour.
+        if kind.body or rest:
+            parts[part] = _pick(rng, colors)
     sizes = (_pick(rng, list(SIZES)),) if rng.random() < 0.35 else ()
-    return Description(category, color, pattern, second, tuple(parts), sizes)
+    return Description(category, color, pattern, second, tuple(parts.items()), sizes)
 
 
 def sample_one(seed: int, index: int, split: Split = "train") -> Description:

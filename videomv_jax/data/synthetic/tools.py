@@ -6,7 +6,7 @@ WOOD = ("brown", "orange")
 METAL = ("grey", "black")
 
 
-@category("hammer", parts={"head": METAL, "handle": MAIN}, color="brown")
+@category("hammer", parts={"head": MAIN, "handle": WOOD}, color="grey")
 def hammer(a: Assembly) -> None:
     a.tube("handle", (0, 0, -0.2), 0.1, 0.7, bevel=0.05)
     a.box("head", (0, 0.0, 0.56), (0.17, 0.24, 0.17))
@@ -22,10 +22,14 @@ def key(a: Assembly) -> None:
     a.box("teeth", (0, 0.17, -0.46), (0.08, 0.14, 0.09))
 
 
-@category("sword", parts={"handle": WOOD, "guard": ("yellow", "black")}, color="grey")
+@category(
+    "sword",
+    parts={"blade": MAIN, "handle": WOOD, "guard": ("yellow", "black")},
+    color="grey",
+)
 def sword(a: Assembly) -> None:
-    a.box("", (0, 0, 0.2), (0.05, 0.13, 0.62))
-    a.box("", (0, 0, 0.92), (0.05, 0.066, 0.1), taper=(0, -0.97))
+    a.box("blade", (0, 0, 0.2), (0.05, 0.13, 0.62))
+    a.box("blade", (0, 0, 0.92), (0.05, 0.066, 0.1), taper=(0, -0.97))
     a.box("guard", (0, 0, -0.44), (0.1, 0.38, 0.07), bevel=0.05)
     a.rod("handle", (0, 0, -0.45), (0, 0, -0.82), 0.085, flat=True)
     a.ball("guard", (0, 0, -0.88), 0.13)
