@@ -8,24 +8,32 @@ import pytest
 from flax import nnx
 
 from videomv_jax.convert import mapping
-from videomv_jax.models.layers import ResidualBlock
-from videomv_jax.models.reconstructor import ReconstructorConfig, ViewAttention
-from videomv_jax.models.vae import AttentionBlock, VAEConfig
+from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
+from videomv_jax.models.vae import VAE, VAEConfig
 
 
-def residual(eps: float, scale: float) -> nnx.Module:
-    return ResidualBlock(
-        64, 96, groups=32, eps=eps, scale=scale, dtype="float32", rngs=nnx.Rngs(0)
-    )
+# The fixture's blocks go from 64 to 96 features, its attentions have 64. All are taken
+# out of whole networks, so that those are known to use the right eps.
+def autoencoder() -> VAE:
+    config = VAEConfig(channels=32, multipliers=(2, 3), layers=1, dtype="float32")
+    return VAE(config, rngs=nnx.Rngs(0))
 
 
 def attention_of_pixels() -> nnx.Module:
-    return AttentionBlock(64, VAEConfig(dtype="float32"), rngs=nnx.Rngs(0))
+    config = VAEConfig(channels=64, multipliers=(1,), layers=1, dtype="float32")
+    return VAE(config, rngs=nnx.Rngs(0)).encoder.middle.blocks[1]
 
 
-def attention_of_views() -> nnx.Module:
-    config = ReconstructorConfig(dtype="float32")
-    return ViewAttention(64, config, rngs=nnx.Rngs(0))
+def reconstructor() -> Reconstructor:
+    config = ReconstructorConfig(
+        down_channels=(64, 96),
+        down_attention=(True, False),
+        up_channels=(96,),
+        up_attention=(False,),
+        layers=1,
+        dtype="float32",
+    )
+    return Reconstructor(config, rngs=nnx.Rngs(0))
 
 
 RESIDUAL = [
@@ -41,7 +49,7 @@ RESIDUAL = [
 NORM = [("norm.scale", "norm.weight"), ("norm.bias", "norm.bias")]
 BLOCKS = {
     "ae_res": (
-        lambda: residual(1e-6, 1.0),
+        lambda: autoencoder().encoder.levels[1].blocks[0],
         [
             *RESIDUAL,
             ("shortcut.kernel", "nin_shortcut.weight", mapping.conv1x1_to_linear),
@@ -49,7 +57,7 @@ BLOCKS = {
         ],
     ),
     "lgm_res": (
-        lambda: residual(1e-5, 0.5**0.5),
+        lambda: reconstructor().unet.down[1].layers[0].block,
         [
             *RESIDUAL,
             ("shortcut.kernel", "shortcut.weight", mapping.conv1x1_to_linear),
@@ -71,7 +79,7 @@ BLOCKS = {
         ],
     ),
     "lgm_attn": (
-        attention_of_views,
+        lambda: reconstructor().unet.down[0].layers[0].attention,
         [
             *NORM,
             ("attention.qkv.kernel", "attn.qkv.weight", mapping.fused(3)),
