@@ -6,10 +6,7 @@ from videomv_jax.data import synthetic
 from videomv_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from videomv_jax.model_folder import LoadedModel, load_model
 from videomv_jax.presets import PRESETS
-from videomv_jax.training.autoencoder import AutoencoderTask
 from videomv_jax.training.config import TrainConfig
-from videomv_jax.training.diffusion import DiffusionTask
-from videomv_jax.training.reconstruction import ReconstructionTask
 from videomv_jax.training.step import Task
 from videomv_jax.types import InputError
 
@@ -24,6 +21,8 @@ def make_task(config: TrainConfig) -> Task:
         raise InputError.unknown("model", config.model, PRESETS)
     model = PRESETS[config.model]
     if config.stage == "autoencoder":
+        from videomv_jax.training.autoencoder import AutoencoderTask
+
         return AutoencoderTask(config, model)
     if not config.init_from:
         raise InputError(
@@ -36,6 +35,11 @@ def make_task(config: TrainConfig) -> Task:
     else:
         captions = [d.text for d in synthetic.sample_descriptions(20_000, 0, "train")]
         tokenizer = train_tokenizer(captions)
-    stage = DiffusionTask if config.stage == "diffusion" else ReconstructionTask
     model = dataclasses.replace(model, vae=start.config.vae)
-    return stage(config, model, start, tokenizer)
+    if config.stage == "diffusion":
+        from videomv_jax.training.diffusion import DiffusionTask
+
+        return DiffusionTask(config, model, start, tokenizer)
+    from videomv_jax.training.reconstruction import ReconstructionTask
+
+    return ReconstructionTask(config, model, start, tokenizer)
