@@ -30,7 +30,8 @@ class TrainConfig:
         init_from: model folder that gives frozen networks and initial weights.
         out: folder of the run: checkpoints, metrics, samples, exported model.
         steps: updates in all; the learning rate ends at 0 there.
-        stop_after_minutes: save and stop early; rerunning goes on. 0: never.
+        stop_after_minutes: save and stop this long after the program started;
+            rerunning goes on. 0: never.
         batch_size: objects per step over all processes.
         objects: how many different objects the run draws from.
         seed: of weights, noise and data order.

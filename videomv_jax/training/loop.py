@@ -18,6 +18,8 @@ from videomv_jax.training.state import TrainState, create_state
 from videomv_jax.training.step import Task, make_optimizer, make_step
 from videomv_jax.types import InputError
 
+_STARTED = time.perf_counter()
+
 
 def train(task: Task, config: TrainConfig, console: Console) -> Path:
     """Run or resume a run and export its model.
@@ -90,12 +92,12 @@ def _run(
         f"compiled in {time.perf_counter() - clock:.1f} s"
     )
 
-    started = clock = time.perf_counter()
+    clock = time.perf_counter()
     logged = start = int(state.step)
     for number in range(start + 1, config.steps + 1):
         index = sharding.put_batch(next(data), mesh)
         state, metrics = step(state, constants, index, key)
-        minutes = (time.perf_counter() - started) / 60
+        minutes = (time.perf_counter() - _STARTED) / 60
         last = number == config.steps or minutes > config.stop_after_minutes > 0
         log, save, show = (
             last or number % every == 0
