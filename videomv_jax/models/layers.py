@@ -20,6 +20,39 @@ from videomv_jax.types import PRNGKey
 Axes = tuple[str | None, ...]
 
 
+class Linear(nnx.Module):
+    """Linear map of the last axis; the kernel is `[i, *o]`, see `linear`."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: tuple[int, ...],
+        *,
+        axes: Axes,
+        use_bias: bool,
+        variance: float = 1.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype = dtype
+        shape = (features_in, *features_out)
+        self.kernel = nnx.Param(
+            _initial(rngs, shape, variance / features_in), axes=axes
+        )
+        zeros = jnp.zeros(features_out, jnp.float32)
+        self.bias = nnx.Param(zeros, axes=axes[1:]) if use_bias else None
+
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "..."]:
+        """Args: x `[..., i]`. Returns `[..., *o]`."""
+        kernel = self.kernel[...].astype(self.dtype)
+        contract = (((x.ndim - 1,), (0,)), ((), ()))
+        y = jax.lax.dot_general(x.astype(self.dtype), kernel, contract)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(self.dtype)
+        return y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
 def linear(
     features_in: int,
     features_out: int,
@@ -30,7 +63,7 @@ def linear(
     variance: float = 1.0,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
+) -> Linear:
     """A linear layer `[..., in] -> [..., out]` with named axes.
 
     Args:
@@ -40,13 +73,12 @@ def linear(
         variance: of the initial output for independent inputs of variance 1.
         dtype: compute type.
     """
-    return nnx.Linear(
+    return Linear(
         features_in,
-        features_out,
+        (features_out,),
+        axes=axes,
         use_bias=use_bias,
-        kernel_init=_initial(rngs, 0 if zero else variance / features_in),
-        kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[1:]},
+        variance=0 if zero else variance,
         dtype=dtype,
         rngs=rngs,
     )
@@ -61,20 +93,18 @@ def linears(
     use_bias: bool = True,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
-) -> nnx.LinearGeneral:
+) -> Linear:
     """Several linear maps of one input as one matmul, `[..., i] -> [..., parts, o]`.
 
     The parts have an axis of their own, so that all of them can be sharded alike
     over their outputs: keys and values by heads, the halves of a gated unit by width.
     Args as `linear`.
     """
-    return nnx.LinearGeneral(
+    return Linear(
         features_in,
         (parts, features_out),
+        axes=(axes[0], None, axes[1]),
         use_bias=use_bias,
-        kernel_init=_initial(rngs, 1 / features_in),
-        kernel_metadata={"axes": (axes[0], None, axes[1])},
-        bias_metadata={"axes": (None, axes[1])},
         dtype=dtype,
         rngs=rngs,
     )
@@ -103,10 +133,10 @@ class Conv(nnx.Module):
         self.padding = tuple(padding or ((k // 2, k // 2) for k in window))
         self.dtype = dtype
         shape = (features_out, *window, features_in)
-        init = _initial(rngs, 0 if zero else 1 / math.prod(shape[1:]))
+        variance = 0 if zero else 1 / math.prod(shape[1:])
         space = (None,) * len(window)
         self.kernel = nnx.Param(
-            init(rngs.params(), shape, jnp.float32),
+            _initial(rngs, shape, variance),
             axes=("conv_out", *space, "conv_in"),
         )
         self.bias = nnx.Param(
@@ -237,26 +267,26 @@ def dropout(
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
-def _initial(rngs: nnx.Rngs, variance: float) -> nnx.Initializer:
-    """Initialiser with uniform values of the given variance, zeros for 0.
+def _initial(rngs: nnx.Rngs, shape: tuple[int, ...], variance: float) -> Array:
+    """Uniform float32 values of the given variance, zeros for 0.
 
-    It hashes the key of the stream, the stream's count and the position itself: a
+    They are hashed from the key of the stream, its count and their position: a
     Threefry per parameter, which is what `jax.random` means, takes XLA 0.4 s each to
     compile for a GPU, minutes for a model made in one jit. This takes 0.03 s.
     """
     if variance == 0:
-        return nnx.initializers.zeros_init()
+        return jnp.zeros(shape, jnp.float32)
     stream = rngs.params
+    seed = jax.random.key_data(stream.key[...]).reshape(-1)
+    count = stream.count[...]
+    # Calling the stream would assign by index, which takes time quadratic in the size
+    # of the model while tracing.
+    stream.count.set_value(count + 1)
+    return _uniform(seed, count, shape) * (3 * variance) ** 0.5
 
-    def init(_, shape, dtype):
-        seed = jax.random.key_data(stream.key[...]).reshape(-1)
-        return _uniform(seed, stream.count[...], shape, dtype) * (3 * variance) ** 0.5
 
-    return init
-
-
-@functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _uniform(seed, count, shape, dtype):
+@functools.partial(jax.jit, static_argnames="shape")
+def _uniform(seed, count, shape):
     """Values in [-1, 1) from 32 hashed bits each."""
 
     def mix(x):  # lowbias32 of C. Wellons' hash-prospector
@@ -267,4 +297,4 @@ def _uniform(seed, count, shape, dtype):
     bits = jax.lax.iota(jnp.uint32, math.prod(shape))
     for word in (*seed, count.astype(jnp.uint32)):
         bits = mix(bits + word)
-    return ((bits >> 8).astype(dtype) * 2**-23 - 1).reshape(shape)
+    return ((bits >> 8).astype(jnp.float32) * 2**-23 - 1).reshape(shape)
