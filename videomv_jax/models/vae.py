@@ -145,7 +145,7 @@ class Encoder(nnx.Module):
         self.conv_in = Conv(3, widths[0], dtype=dtype, rngs=rngs)
         self.levels = nnx.List(
             Stack(_residual([i] + [o] * config.layers, config, rngs=rngs), config)
-            for i, o in zip((widths[0], *widths), widths, strict=False)
+            for i, o in itertools.pairwise((widths[0], *widths))
         )
         # Padded below and to the right only: the one asymmetric padding of the family.
         self.downsamples = nnx.List(
@@ -175,7 +175,7 @@ class Decoder(nnx.Module):
         self.middle = _middle(config, rngs=rngs)
         self.levels = nnx.List(
             Stack(_residual([i] + [o] * (config.layers + 1), config, rngs=rngs), config)
-            for i, o in zip((widths[0], *widths), widths, strict=False)
+            for i, o in itertools.pairwise((widths[0], *widths))
         )
         self.upsamples = nnx.List(Upsample(w, config, rngs=rngs) for w in widths[:-1])
         self.norm_out = GroupNorm(widths[-1], config.groups, eps=_EPS, dtype=dtype)
