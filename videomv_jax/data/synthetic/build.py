@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 
 from videomv_jax.data.synthetic.assembly import Assembly, Solid
@@ -100,22 +101,21 @@ def _extent(scene: Scene) -> tuple[np.ndarray, float]:
     points = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3)
     found = []
     for i in range(SLOTS):
-        shape = Scene(
-            **{f.name: getattr(scene, f.name)[i] for f in dataclasses.fields(Scene)}
-        )
+        shape = jax.tree.map(lambda leaf: leaf[i], scene)  # noqa: B023
         if shape.center[0] > 100:
             continue
         grow = 1 + np.abs(np.append(shape.taper, 0.0))
         local = points * (shape.half * shape.stretch * grow)
-        inside = distance(shape, *local.T, np) <= 0.01
+        inside = distance(shape, tuple(local.T), np) <= 0.01
         world = local[inside] @ shape.rotation + shape.center
-        for x in (1.0, -1.0)[: 1 + int(shape.mirror[0])]:
-            for y in (1.0, -1.0)[: 1 + int(shape.mirror[1])]:
-                found.append(world * [x, y, 1.0])
+        for axis in np.flatnonzero(shape.mirror):
+            flip = np.where(np.arange(3) == axis, -1.0, 1.0)
+            world = np.concatenate([world, world * flip])
+        found.append(world)
     cloud = np.concatenate(found)
     middle = (cloud.min(0) + cloud.max(0)) / 2
     # Mirrored solids need the mirror planes to stay where they are.
-    middle = np.where(scene.mirror.any(0).tolist() + [False], 0.0, middle)
+    middle[:2][scene.mirror.any(0)] = 0.0
     return middle, float(np.linalg.norm(cloud - middle, axis=1).max())
 
 

@@ -76,7 +76,7 @@ def bottle(a: Assembly) -> None:
     a.tube("", (0, 0, 0.45), (0.33, 0.13), 0.16)
     a.tube("", (0, 0, 0.7), 0.13, 0.2)
     a.tube("cap", (0, 0, 0.92), 0.17, 0.1, bevel=0.03)
-    a.tube("label", (0, 0, -0.2), 0.355, 0.25, bevel=0.005)
+    a.tube("label", (0, 0, -0.2), 0.385, 0.25)
 
 
 @category(
@@ -111,9 +111,9 @@ def umbrella(a: Assembly) -> None:
 def cake(a: Assembly) -> None:
     a.tube("plate", (0, 0, -0.34), (0.66, 0.78), 0.04)
     a.tube("", (0, 0, -0.1), 0.6, 0.26, bevel=0.03)
-    a.tube("icing", (0, 0, 0.1), 0.625, 0.09, bevel=0.06)
+    a.tube("icing", (0, 0, 0.1), 0.65, 0.09, bevel=0.06)
     a.tube("", (0, 0, 0.32), 0.36, 0.16, bevel=0.03)
-    a.tube("icing", (0, 0, 0.46), 0.385, 0.07, bevel=0.05)
+    a.tube("icing", (0, 0, 0.46), 0.41, 0.07, bevel=0.05)
     a.rod("candle", (0, 0, 0.5), (0, 0, 0.84), 0.07, flat=True)
     a.ball("flame", (0, 0, 0.94), (0.06, 0.06, 0.11))
 

@@ -91,9 +91,9 @@ class Description:
     @property
     def text(self) -> str:
         """The caption, in its one canonical form."""
-        words = [*self.sizes, self.pattern, self.color]
-        words += ["and", self.second] if self.second else []
-        words = [word for word in [*words, self.category] if word]
+        colors = (self.color, "and", self.second) if self.second else (self.color,)
+        slots = (*self.sizes, self.pattern, *colors, self.category)
+        words = [word for word in slots if word is not None]
         text = f"{article(words[0])} {' '.join(words)}"
         phrases = [
             f"{color} {part}" if _plural(part) else f"{article(color)} {color} {part}"

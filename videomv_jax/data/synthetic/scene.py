@@ -10,11 +10,15 @@ program and the renderer has no branches.
 import dataclasses
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+Leaf: TypeAlias = jax.Array | np.ndarray
+Point: TypeAlias = tuple[Any, Any, Any]
+"""x, y, z, each of any shape, numpy or JAX: what vectorises best."""
 
 SLOTS = 12
 BOUND = 0.62
@@ -50,22 +54,22 @@ class Scene:
         stripes: local direction across which stripes alternate.
     """
 
-    center: Float[Array, "*b s 3"]
-    rotation: Float[Array, "*b s 3 3"]
-    half: Float[Array, "*b s 3"]
-    stretch: Float[Array, "*b s 3"]
-    corner: Float[Array, "*b s"]
-    bevel: Float[Array, "*b s"]
-    ring: Float[Array, "*b s"]
-    wall: Float[Array, "*b s"]
-    taper: Float[Array, "*b s 2"]
-    slope: Float[Array, "*b s"]
-    plane: Float[Array, "*b s 4"]
-    mirror: Float[Array, "*b s 2"]
-    colors: Float[Array, "*b s 2 3"]
-    pattern: Int[Array, "*b s"]
-    repeats: Float[Array, "*b s 2"]
-    stripes: Float[Array, "*b s 3"]
+    center: Float[Leaf, "*b s 3"]
+    rotation: Float[Leaf, "*b s 3 3"]
+    half: Float[Leaf, "*b s 3"]
+    stretch: Float[Leaf, "*b s 3"]
+    corner: Float[Leaf, "*b s"]
+    bevel: Float[Leaf, "*b s"]
+    ring: Float[Leaf, "*b s"]
+    wall: Float[Leaf, "*b s"]
+    taper: Float[Leaf, "*b s 2"]
+    slope: Float[Leaf, "*b s"]
+    plane: Float[Leaf, "*b s 4"]
+    mirror: Float[Leaf, "*b s 2"]
+    colors: Float[Leaf, "*b s 2 3"]
+    pattern: Int[Leaf, "*b s"]
+    repeats: Float[Leaf, "*b s 2"]
+    stripes: Float[Leaf, "*b s 3"]
 
 
 def stack_scenes(scenes: Sequence[Scene]) -> Scene:
@@ -73,8 +77,9 @@ def stack_scenes(scenes: Sequence[Scene]) -> Scene:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)
 
 
-def to_local(shape: Scene, x: Any, y: Any, z: Any) -> tuple[Any, Any, Any]:
-    """World coordinates in a primitive's frame; mirrored ones share a side."""
+def to_local(shape: Scene, point: Point) -> Point:
+    """A world point in a primitive's frame; mirrored primitives share a side."""
+    x, y, z = point
     x = x + shape.mirror[..., 0] * (abs(x) - x) - shape.center[..., 0]
     y = y + shape.mirror[..., 1] * (abs(y) - y) - shape.center[..., 1]
     z = z - shape.center[..., 2]
@@ -86,17 +91,18 @@ def to_local(shape: Scene, x: Any, y: Any, z: Any) -> tuple[Any, Any, Any]:
     )
 
 
-def distance(shape: Scene, x: Any, y: Any, z: Any, xp: ModuleType) -> Any:
-    """Signed distance from local points to one primitive, negative inside.
+def distance(shape: Scene, point: Point, xp: ModuleType) -> Any:
+    """Signed distance from a local point to one primitive, negative inside.
 
     Exact on straight sides; a first-order estimate for ellipsoids; up to 40 % too
     long near the outer edges of strongly tapered solids.
 
     Args:
-        shape: one primitive, leaves `[...]` that broadcast with the points.
-        x, y, z: local coordinates.
+        shape: one primitive, leaves `[...]` that broadcast with the point.
+        point: local coordinates.
         xp: `numpy` or `jax.numpy`.
     """
+    x, y, z = point
     tiny = 1e-12
     planes = shape.plane
     cut = planes[..., 0] * x + planes[..., 1] * y + planes[..., 2] * z - planes[..., 3]

@@ -29,7 +29,7 @@ def car(a: Assembly) -> None:
 def truck(a: Assembly) -> None:
     a.box("", (-0.28, 0, 0.3), (0.66, 0.42, 0.45), bevel=0.03)
     a.box("cab", (0.68, 0, 0.12), (0.28, 0.4, 0.32), bevel=0.05, corner=0.04)
-    a.box("windows", (0.72, 0, 0.24), (0.26, 0.41, 0.12), bevel=0.02)
+    a.box("windows", (0.73, 0, 0.24), (0.28, 0.44, 0.12))
     a.box("chassis", (0, 0, -0.2), (0.94, 0.34, 0.08))
     a.tube("wheels", (0.62, 0.36, -0.26), 0.2, 0.09, axis="y", mirror="y", rigid=True)
     a.tube("wheels", (-0.2, 0.36, -0.26), 0.2, 0.09, axis="y", mirror="y", rigid=True)
