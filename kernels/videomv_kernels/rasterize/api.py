@@ -1,0 +1,211 @@
+"""The public entry point: checks, projection, dispatch, background."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from videomv_kernels.rasterize import reference
+from videomv_kernels.rasterize.binning import tile_boxes
+from videomv_kernels.rasterize.config import Plan, RasterConfig, make_plan
+from videomv_kernels.rasterize.project import project
+from videomv_kernels.rasterize.vjp import Backend, splat
+
+BACKENDS: dict[str, Backend] = {"xla": reference.make_backend()}
+MAX_CHANNELS = 32
+
+
+class RasterOutput(NamedTuple):
+    """What `rasterize` returns.
+
+    Attributes:
+        rgb: colours over the background.
+        alpha: what the Gaussians cover of a pixel.
+        depth: view depths blended like a colour over zero: divide by alpha for a mean.
+        overflow: (Gaussian, tile) pairs dropped for lack of room, summed over the
+            views; 0 when all is well.
+    """
+
+    rgb: Float[Array, "*b v h w c"]
+    alpha: Float[Array, "*b v h w"]
+    depth: Float[Array, "*b v h w"]
+    overflow: Int[Array, "*b"]
+
+
+def rasterize(
+    means: Float[Array, "*b n 3"],
+    quats: Float[Array, "*b n 4"],
+    scales: Float[Array, "*b n 3"],
+    opacities: Float[Array, "*b n"],
+    colors: Float[Array, "*b n c"],
+    world_to_camera: Float[Array, "*b v 4 4"],
+    intrinsics: Float[Array, "*b v 4"],
+    *,
+    height: int,
+    width: int,
+    background: ArrayLike | None = None,
+    config: RasterConfig | None = None,
+    implementation: str | None = None,
+) -> RasterOutput:
+    """Render 3D Gaussians into every view of every scene.
+
+    Differentiable in all arrays, the cameras included; works under `jit`, `vmap`
+    (which joins the views), `grad`, `jax.checkpoint` and `shard_map`. Gaussians and
+    cameras with a number that is not finite are left out without counting as overflow,
+    and take no gradient. Everything is computed in float32.
+
+    Args:
+        means: centres in the world.
+        quats: rotations (w, x, y, z), used as given: like the original, this does not
+            normalise them, and a quaternion of another length shears the Gaussian.
+        scales: standard deviations along the rotated axes, world units.
+        opacities: opacity at the centre.
+        colors: up to 32 channels of anything.
+        world_to_camera: rigid transforms to OpenCV axes (x right, y down, z forward).
+        intrinsics: fx, fy, cx, cy in pixels, pixel centres at +0.5.
+        height, width: image size.
+        background: what is behind: None (zeros), a scalar, `[c]`, or one colour per
+            view, `[v, c]` or `[*b, v, c]`.
+        config: settings; None for the defaults.
+        implementation: a name in `BACKENDS`, or None for the best of the platform.
+
+    Raises:
+        ValueError: unknown implementation, or sizes that do not fit together.
+    """
+    if implementation not in (None, *BACKENDS):
+        raise ValueError(
+            f"implementation is {implementation!r}; choose from {sorted(BACKENDS)} "
+            "or None"
+        )
+    backend = BACKENDS[implementation or "xla"]
+    arrays = dict(
+        means=means,
+        quats=quats,
+        scales=scales,
+        opacities=opacities,
+        colors=colors,
+        world_to_camera=world_to_camera,
+        intrinsics=intrinsics,
+    )
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+    if background is not None:
+        background = jnp.asarray(background, jnp.float32)
+    _check(arrays, height, width, background)
+    return render_with(
+        backend,
+        *arrays.values(),
+        height=height,
+        width=width,
+        background=background,
+        config=config or RasterConfig(),
+    )
+
+
+def render_with(
+    backend: Backend,
+    means,
+    quats,
+    scales,
+    opacities,
+    colors,
+    world_to_camera,
+    intrinsics,
+    *,
+    height: int,
+    width: int,
+    background,
+    config: RasterConfig,
+) -> RasterOutput:
+    """`rasterize` with a backend in hand and checked float32 arrays."""
+    batch, (n, channels) = means.shape[:-2], colors.shape[-2:]
+    views = intrinsics.shape[-2]
+    plan = make_plan(config, n, height, width, tile=backend.tile, chunk=backend.chunk)
+    projected = project(
+        means,
+        quats,
+        scales,
+        opacities,
+        colors,
+        world_to_camera,
+        intrinsics,
+        height=height,
+        width=width,
+        config=config,
+    )
+    log_opacity = jnp.log(projected.opacity)
+    planes = [*projected.mean, *projected.conic, log_opacity, projected.depth]
+    shape = (*projected.depth.shape, channels)
+    features = jnp.broadcast_to(colors[..., None, :, :], shape)
+    features = jnp.where(jnp.isfinite(features), features, jnp.zeros_like(features))
+    table = jnp.concatenate([jnp.stack(planes, -1), features], -1)
+    out, overflow = splat(
+        table.reshape(-1, n, 7 + channels),
+        tile_boxes(projected, plan).reshape(-1, n, 4),
+        plan,
+        backend,
+    )
+    images = _untile(out, plan).reshape(*batch, views, height, width, channels + 2)
+    rgb, depth, alpha = images[..., :-2], images[..., -2], images[..., -1]
+    if background is not None:
+        missing = len(batch) + 2 - background.ndim
+        behind = background.reshape((1,) * missing + background.shape)
+        behind = jnp.broadcast_to(behind, (*batch, views, channels))
+        rgb = rgb + (1 - alpha[..., None]) * behind[..., None, None, :]
+    # Each view's share saturates, so that the sum cannot wrap around.
+    most = (2**31 - 1) // max(views, 1)
+    overflow = jnp.minimum(overflow.reshape(*batch, views), most).sum(-1)
+    return RasterOutput(rgb, alpha, depth, overflow)
+
+
+def _untile(out, plan: Plan):
+    """`[g, tiles, c, P]` to `[g, h, w, c]`."""
+    views, _, channels, _ = out.shape
+    (rows, columns), (ty, tx) = plan.grid, plan.tile
+    out = out.reshape(views, rows, columns, channels, ty, tx)
+    out = out.transpose(0, 1, 4, 2, 5, 3).reshape(views, rows * ty, columns * tx, -1)
+    return out[:, : plan.height, : plan.width]
+
+
+def _check(arrays: dict[str, jax.Array], height: int, width: int, background):
+    """Raise ValueError where sizes do not fit together."""
+    if height < 1 or width < 1:
+        raise ValueError(f"image is {height} x {width} pixels; must be positive")
+    means, cameras = arrays["means"], arrays["intrinsics"]
+    if means.ndim < 2 or cameras.ndim < 2 or arrays["colors"].ndim < 2:
+        raise ValueError(
+            f"means {means.shape}, intrinsics {cameras.shape} and colors "
+            f"{arrays['colors'].shape} must be [*b, n, 3], [*b, v, 4] and [*b, n, c]"
+        )
+    *batch, n, _ = means.shape
+    views, channels = cameras.shape[-2], arrays["colors"].shape[-1]
+    wanted = {
+        "means": (*batch, n, 3),
+        "quats": (*batch, n, 4),
+        "scales": (*batch, n, 3),
+        "opacities": (*batch, n),
+        "colors": (*batch, n, channels),
+        "world_to_camera": (*batch, views, 4, 4),
+        "intrinsics": (*batch, views, 4),
+    }
+    for name, shape in wanted.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, wanted {shape}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"colors has {channels} channels, wanted 1 to {MAX_CHANNELS}")
+    if n < 1 or views < 1:
+        raise ValueError(f"got {n} Gaussians and {views} views, wanted at least one")
+    if background is not None:
+        wanted_shape = (*batch, views, channels)
+        fits = background.ndim <= len(wanted_shape) and all(
+            a == b
+            for a, b in zip(
+                reversed(background.shape), reversed(wanted_shape), strict=False
+            )
+        )
+        if not fits:
+            raise ValueError(
+                f"background has shape {background.shape}, wanted a scalar or the last "
+                f"axes of {wanted_shape}"
+            )
