@@ -20,8 +20,7 @@ from videomv_jax.data.synthetic.vocabulary import (
 )
 from videomv_jax.types import InputError
 
-_ARTICLES = ("a", "an", "the")
-_JOINTS = ("and", ",")
+_FILLERS = ("a", "an", "the", "and", "with")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +128,11 @@ def parse(text: str) -> Description:
     Raises:
         InputError: the text is outside the grammar; names the closest known word.
     """
-    words = [SYNONYMS.get(w, w) for w in re.findall(r"[a-z]+|,", text.lower())]
-    if not words:
+    words = [SYNONYMS.get(w, str(w)) for w in re.findall(r"\w+", text.lower())]
+    middle = words.index("with") if "with" in words else len(words)
+    if middle == 0:
         raise InputError(f"caption: got {text!r}, want for example 'a red chair'")
-    head, _, tail = (" ".join(words) + " ").partition(" with ")
-    category, adjectives = _split_category(head.split())
+    category, adjectives = _split_category(words[:middle])
     known = [*COLORS, *PATTERNS, *SIZES]
     for word in adjectives:
         _known(word, known, "adjective")
@@ -152,7 +151,7 @@ def parse(text: str) -> Description:
         color,
         patterns[0] if patterns else None,
         second,
-        tuple(_parts(tail.split(), category)),
+        tuple(_parts(words[middle:], category)),
         tuple(word for word in adjectives if word in SIZES),
     )
 
@@ -163,17 +162,14 @@ def _split_category(words: list[str]) -> tuple[str, list[str]]:
         name = " ".join(words[-length:])
         if name in CATEGORIES:
             rest = words[:-length]
-            return name, [w for w in rest if w not in (*_ARTICLES, *_JOINTS)]
-    near = closest(" ".join(words[-2:]), CATEGORIES, 0.8) or closest(
-        words[-1], CATEGORIES
-    )
-    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(CATEGORIES)}"
-    raise InputError(f"caption: {words[-1]!r} is no known object; {hint}")
+            return name, [word for word in rest if word not in _FILLERS]
+    two = " ".join(words[-2:])
+    raise _unknown(two if closest(two, CATEGORIES, 0.8) else words[-1], CATEGORIES)
 
 
 def _parts(words: list[str], category: str) -> Iterable[tuple[str, str]]:
     """(part, colour) pairs of the words after "with"."""
-    words = [w for w in words if w not in (*_ARTICLES, *_JOINTS, "with")]
+    words = [word for word in words if word not in _FILLERS]
     for color, part in zip(words[::2], words[1::2], strict=False):
         _known(color, COLORS, "color")
         _known(part, CATEGORIES[category].parts, f"part of a {category}")
@@ -184,9 +180,13 @@ def _parts(words: list[str], category: str) -> Iterable[tuple[str, str]]:
 
 def _known(word: str, known: Iterable[str], what: str) -> None:
     if word not in known:
-        near = closest(word, known)
-        hint = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
-        raise InputError(f"caption: {word!r} is no known {what}; {hint}")
+        raise _unknown(word, known, what)
+
+
+def _unknown(word: str, known: Iterable[str], what: str = "object") -> InputError:
+    near = closest(word, known)
+    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+    return InputError(f"caption: {word!r} is no known {what}; {hint}")
 
 
 def _plural(part: str) -> bool:
