@@ -1,0 +1,151 @@
+"""Blocks of the UNet against the original's, and the initial values of layers.
+
+The small input (0.002 times the normal one) is where the eps of the norms decides.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from videomv_jax.convert import mapping
+from videomv_jax.convert import unet as names
+from videomv_jax.models import blocks, layers
+from videomv_jax.models.blocks import (
+    ResBlock,
+    SpatialTransformer,
+    TemporalConv,
+    TemporalTransformer,
+)
+
+OPTIONS = dict(dtype="float32")
+
+
+def build(block: str) -> nnx.Module:
+    rngs = nnx.Rngs(0)
+    if block == "res":
+        return ResBlock(64, 96, 80, **OPTIONS, rngs=rngs)
+    if block == "spatial":
+        return SpatialTransformer(64, 4, 48, **OPTIONS, rngs=rngs)
+    return TemporalTransformer(64, 3, 16, **OPTIONS, rngs=rngs)
+
+
+@pytest.fixture(scope="module")
+def fixture(golden):
+    return golden("blocks_tiny")
+
+
+@pytest.fixture(scope="module", params=["res", "spatial", "temporal"])
+def block(request, fixture):
+    """Name of a block, the block with the original's weights, compiled."""
+    name = request.param
+    module = nnx.eval_shape(lambda: build(name))
+    places = {name: name, "res.temporal": "res.temopral_conv"}
+    paths = {f"{name}.{path}": s for path, s in mapping.shapes(module).items()}
+    theirs = {k: x for k, x in fixture.param.items() if k.startswith(f"{name}/")}
+    theirs = {k.replace("/", "."): x for k, x in theirs.items()}
+    flat = mapping.load(names.translate(paths, places, "videomv"), theirs, paths)
+    mapping.assign(module, {k.removeprefix(f"{name}."): x for k, x in flat.items()})
+    return name, module, nnx.jit(lambda module, *args: module(*args))
+
+
+@pytest.mark.parametrize("size", ["normal", "small"])
+def test_matches_the_original(fixture, block, error, size):
+    name, module, call = block
+    x = fixture.in_["x"] * (fixture.in_["small_scale"] if size == "small" else 1)
+    x = x.astype(np.float32).transpose(0, 2, 3, 1)
+    x = x.reshape(2, 3, *x.shape[1:])
+    emb = fixture.in_["emb"].reshape(2, 3, -1)
+    # The original repeats the text for every view; here views share it.
+    context = fixture.in_["context"].reshape(2, 3, 5, 48)
+    if name == "spatial":
+        y = jnp.concatenate(
+            [call(module, x[:, i : i + 1], context[:, i]) for i in range(3)], 1
+        )
+    else:
+        y = call(module, x, *([emb] if name == "res" else []))
+    y = y.reshape(6, *y.shape[2:]).transpose(0, 3, 1, 2)
+    assert error(y, fixture.out[f"{name}/{size}"]) <= 2e-5
+
+
+def test_views_share_the_text_of_their_clip():
+    module = build("spatial")
+    values = mapping.flatten(module)
+    rng = np.random.default_rng(0)
+    mapping.assign(module, {k: rng.normal(size=x.shape) for k, x in values.items()})
+    x = rng.normal(size=(2, 3, 2, 2, 64)).astype(np.float32)
+    context = rng.normal(size=(2, 5, 48)).astype(np.float32)
+    call = nnx.jit(lambda module, *args: module(*args))
+    together = call(module, x, context)
+    apart = call(module, x.reshape(6, 1, 2, 2, 64), context.repeat(3, 0))
+    np.testing.assert_allclose(
+        together.reshape(apart.shape), apart, rtol=2e-4, atol=2e-4
+    )
+    assert not np.allclose(call(module, x, context[::-1]), together, atol=0.1)
+
+
+def test_blocks_start_as_their_skip():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 4, 4, 64)), "float32")
+    context = jnp.ones((1, 5, 48))
+    np.testing.assert_array_equal(build("spatial")(x, context), x)
+    np.testing.assert_array_equal(build("temporal")(x), x)
+    res = build("res")
+    y = res(x, jnp.ones((1, 2, 80)))
+    np.testing.assert_allclose(y, res.skip(x), atol=1e-6)
+
+
+def test_dropout_follows_its_key():
+    block = TemporalConv(64, groups=32, rate=0.5, **OPTIONS, rngs=nnx.Rngs(0))
+    block.convs[3].kernel.set_value(block.convs[2].kernel[...])
+    x = jax.random.normal(jax.random.key(0), (1, 2, 2, 2, 64))
+    call = jax.jit(lambda block, x, key=None: block(x, key))
+    keys = jax.random.split(jax.random.key(1))
+    a, b = (call(block, x, key) for key in keys)
+    np.testing.assert_array_equal(call(block, x, keys[0]), a)
+    assert not np.array_equal(a, b)
+    assert not np.array_equal(a, call(block, x))
+
+
+def test_where_a_residual_block_drops(monkeypatch):
+    """Before its second convolution and all temporal ones but the first."""
+    keys = []
+
+    def record(x, rate, key):
+        keys.append(key)
+        return x
+
+    monkeypatch.setattr(blocks, "dropout", record)
+    x, embedding = jnp.ones((1, 1, 1, 1, 64)), jnp.ones((1, 1, 80))
+    jax.eval_shape(lambda key: build("res")(x, embedding, key), jax.random.key(0))
+    assert [key is None for key in keys] == [False, True, False, False, False]
+
+
+def test_dropout_keeps_the_mean():
+    x = jnp.ones((200, 100))
+    y = layers.dropout(x, 0.1, jax.random.key(0))
+    assert abs(float(y.mean()) - 1) < 0.01
+    assert abs(float((y == 0).mean()) - 0.1) < 0.01
+
+
+def test_initial_values_have_their_variance_and_differ():
+    rngs = nnx.Rngs(jax.random.key(3))
+    options = dict(rngs=rngs, **OPTIONS)
+    kernels = [
+        layers.linear(64, 192, **options).kernel[...],
+        layers.linear(64, 192, **options).kernel[...],
+        layers.linears(64, 3, 64, **options).kernel[...],
+        layers.Conv(64, 192, (1, 1), **options).kernel[...],
+    ]
+    flat = np.stack([np.ravel(k) for k in kernels]) * 64**0.5
+    assert np.allclose(flat.mean(1), 0, atol=0.05)
+    assert np.allclose(flat.std(1), 1, atol=0.03)
+    # Neither kernels nor neighbouring values of one kernel know of each other.
+    assert np.allclose(np.corrcoef(flat), np.eye(4), atol=0.05)
+    assert np.allclose((flat[:, 1:] * flat[:, :-1]).mean(1), 0, atol=0.05)
+    again = layers.linear(64, 192, rngs=nnx.Rngs(jax.random.key(3)), **OPTIONS).kernel[
+        ...
+    ]
+    np.testing.assert_array_equal(again, kernels[0])
+    other = layers.linear(64, 192, rngs=nnx.Rngs(4), **OPTIONS).kernel[...]
+    assert abs(np.corrcoef(np.ravel(other), flat[0])[0, 1]) < 0.05
