@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from videomv_jax.types import InputError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Cameras:
     def camera_to_world(self) -> Float[Array, "*b f 4 4"]:
         """Inverse of `world_to_camera`, by transposing the rotation."""
         rotation = self.world_to_camera[..., :3, :3].mT
-        position = -rotation @ self.world_to_camera[..., :3, 3:]
+        translation = self.world_to_camera[..., :3, 3:]
+        position = -jnp.matmul(rotation, translation, precision="highest")
         last = self.world_to_camera[..., 3:, :]
         return jnp.concatenate([jnp.concatenate([rotation, position], -1), last], -2)
 
@@ -78,7 +81,20 @@ def orbit(
         fov: full field of view in degrees, the same both ways.
         size: height and width in pixels.
         azimuth: degrees of the first view; 0 stands on +x, growing towards +y.
+
+    Raises:
+        InputError: a number is out of range.
     """
+    for name, value, fits, wanted in (
+        ("views", views, views >= 1, "at least 1"),
+        ("elevation", elevation, -90 <= elevation <= 90, "-90 to 90 degrees"),
+        ("radius", radius, 0 < radius < math.inf, "a positive number"),
+        ("fov", fov, 0 < fov < 180, "between 0 and 180 degrees"),
+        ("size", size, size >= 1, "at least 1 pixel"),
+        ("azimuth", azimuth, math.isfinite(azimuth), "a finite number of degrees"),
+    ):
+        if not fits:
+            raise InputError(f"{name}: got {value}, want {wanted}")
     a = np.deg2rad(azimuth) + 2 * np.pi * np.arange(views) / views
     e = np.full(views, math.radians(elevation))
     back = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1)
