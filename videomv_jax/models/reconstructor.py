@@ -33,6 +33,7 @@ _CHANNELS = 14
 
 Features = Float[Array, "n h w c"]
 QuaternionNorm = Literal["gaussian", "components"]
+Anchors = Literal["none", "pixels"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,10 @@ class ReconstructorConfig:
             weights rely: each of the four components is normalised over all
             Gaussians of a scene, so quaternions are short and, as its rasterizer
             takes them as they are, hardly rotate.
+        anchors: "none" emits absolute positions, as the original. "pixels" emits
+            what is added to a start at each pixel's own colour, where its ray passes
+            the origin closest: untrained, each view already renders as itself, and a
+            small network learns in minutes where things are.
         dtype: compute type; the last layers run in float32, for positions have no
             bits to spare.
         remat: "block" recomputes each layer in the backward pass.
@@ -72,6 +77,7 @@ class ReconstructorConfig:
     position_bound: float = 1.0
     scale_factor: float = 0.1
     quaternion_norm: QuaternionNorm = "gaussian"
+    anchors: Anchors = "none"
     dtype: DTypeLike = "bfloat16"
     remat: Literal["none", "block"] = "none"
 
@@ -114,6 +120,8 @@ PRESETS = {
         layers=1,
         heads=4,
         groups=8,
+        scale_factor=0.02,
+        anchors="pixels",
         dtype="float32",
     ),
 }
@@ -240,6 +248,7 @@ class Reconstructor(nnx.Module):
             _CHANNELS,
             _CHANNELS,
             axes=(None, None),
+            zero=config.anchors == "pixels",
             dtype="float32",
             rngs=rngs,
         )
@@ -282,7 +291,25 @@ class Reconstructor(nnx.Module):
         )
         x = jnp.concatenate([(images - mean) / std, rays], -1)
         x = self.mix(self.unet(x.reshape(b * v, h, w, 9)))
-        return x.reshape(b, v, *x.shape[1:])
+        x = x.reshape(b, v, *x.shape[1:])
+        if self.config.anchors == "none":
+            return x
+        return x + _anchors(images, rays, self.config.downsampling)
+
+
+def _anchors(images, rays, step: int) -> Float[Array, "b v H W 14"]:
+    """Raw Gaussians at the pixels' colours, where their rays pass the origin."""
+    moment, direction = jnp.split(rays, 2, -1)
+    position = jnp.cross(direction, moment)  # o - d (d . o) as |d| = 1
+    color = jnp.arctanh(jnp.clip(2 * images - 1, -0.98, 0.98))
+    b, v, h, w, _ = images.shape
+
+    def pool(x):
+        return x.reshape(b, v, h // step, step, w // step, step, 3).mean((3, 5))
+
+    position, color = pool(position), pool(color)
+    rest = jnp.zeros((*color.shape[:-1], 8)).at[..., 4].set(1)  # no rotation
+    return jnp.concatenate([position, rest, color], -1)
 
 
 def activate(raw: Float[Array, "*b n 14"], config: ReconstructorConfig) -> Gaussians:
