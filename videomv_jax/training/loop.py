@@ -84,8 +84,8 @@ def _run(
         clock = time.perf_counter()
         step = make_step(task, make_optimizer(config), config)
         lowered = step.lower(state, constants, index, key)
-        flops = lowered.cost_analysis()["flops"]
         step = lowered.compile()
+        flops = step.cost_analysis()["flops"]
     count = sum(x.size for x in state.params.values())
     writer.console.print(
         f"{count / 1e6:.2f} M parameters, {flops / 1e12:.3g} TFLOP a step, "
