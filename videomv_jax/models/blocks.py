@@ -110,11 +110,14 @@ class CrossAttention(nnx.Module):
         self, features: int, heads: int, context: int, *, dtype, rngs: nnx.Rngs
     ):
         self.heads = heads
-        options = dict(dtype=dtype, rngs=rngs)
-        split = dict(axes=("embed", "heads"), use_bias=False)
-        self.q = linear(features, features, **split, **options)
-        self.kv = linears(context, 2, features, **split, **options)
-        self.out = linear(features, features, axes=("heads", "embed"), **options)
+        axes = ("embed", "heads")
+        self.q = linear(
+            features, features, axes=axes, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.kv = linears(
+            context, 2, features, axes=axes, use_bias=False, dtype=dtype, rngs=rngs
+        )
+        self.out = linear(features, features, axes=axes[::-1], dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "n l c"], context: Float[Array, "b m k"]
@@ -161,25 +164,24 @@ class TransformerBlock(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        options = dict(dtype=dtype, rngs=rngs)
+        attend = functools.partial(SelfAttention, features, heads, bias=False)
         self.norm1 = LayerNorm(features, dtype=dtype)
-        self.attn1 = SelfAttention(features, heads, bias=False, **options)
+        self.attn1 = attend(dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(features, dtype=dtype)
         self.attn2 = (
-            SelfAttention(features, heads, bias=False, **options)
+            attend(dtype=dtype, rngs=rngs)
             if context is None
-            else CrossAttention(features, heads, context, **options)
+            else CrossAttention(features, heads, context, dtype=dtype, rngs=rngs)
         )
         self.norm3 = LayerNorm(features, dtype=dtype)
-        self.ff = FeedForward(features, **options)
+        self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "n l c"], context: Float[Array, "b m k"] | None = None
     ) -> Float[Array, "n l c"]:
         """Args: tokens, and the context if its width was declared."""
         x = x + self.attn1(self.norm1(x))
-        y = self.norm2(x)
-        x = x + (self.attn2(y) if context is None else self.attn2(y, context))
+        x = x + self.attn2(self.norm2(x), *([] if context is None else [context]))
         return x + self.ff(self.norm3(x))
 
 
@@ -196,13 +198,11 @@ class SpatialTransformer(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        options = dict(dtype=dtype, rngs=rngs)
+        dense = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
-        self.proj_in = linear(features, features, axes=("mlp", "embed"), **options)
-        self.block = TransformerBlock(features, heads, context, **options)
-        self.proj_out = linear(
-            features, features, axes=("embed", "mlp"), zero=True, **options
-        )
+        self.proj_in = dense(features, features, axes=("mlp", "embed"))
+        self.block = TransformerBlock(features, heads, context, dtype=dtype, rngs=rngs)
+        self.proj_out = dense(features, features, axes=("embed", "mlp"), zero=True)
 
     def __call__(self, x: Video, context: Float[Array, "b m k"]) -> Video:
         """Args: x, and the text tokens of each clip."""
@@ -229,13 +229,11 @@ class TemporalTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         inner = heads * head_dim
-        options = dict(dtype=dtype, rngs=rngs)
+        dense = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
-        self.proj_in = linear(features, inner, axes=("mlp", "embed"), **options)
-        self.block = TransformerBlock(inner, heads, **options)
-        self.proj_out = linear(
-            inner, features, axes=("embed", "mlp"), zero=True, **options
-        )
+        self.proj_in = dense(features, inner, axes=("mlp", "embed"))
+        self.block = TransformerBlock(inner, heads, dtype=dtype, rngs=rngs)
+        self.proj_out = dense(inner, features, axes=("embed", "mlp"), zero=True)
 
     def __call__(self, x: Video) -> Video:
         """Args: x."""

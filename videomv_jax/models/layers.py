@@ -145,23 +145,21 @@ class Conv(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        x, kernel, bias = nnx.nn.dtypes.promote_dtype(
-            (x, self.kernel[...], self.bias[...]), dtype=self.dtype
-        )
         space = "DHW"[-len(self.padding) :]
         batch = x.shape[: -len(space) - 1]
-        order = f"O{space}I"
+        kernel, order = self.kernel[...].astype(self.dtype), f"O{space}I"
         if compat.on_cpu():
             # XLA's CPU backend knows this order only, within loops and branches:
             # others run ten times slower there.
             kernel, order = jnp.moveaxis(kernel, 0, -1), f"{space}IO"
         y = jax.lax.conv_general_dilated(
-            x.reshape(-1, *x.shape[len(batch) :]),
+            x.astype(self.dtype).reshape(-1, *x.shape[len(batch) :]),
             kernel,
             (self.stride,) * len(space),
             self.padding,
             dimension_numbers=(f"N{space}C", order, f"N{space}C"),
         )
+        bias = self.bias[...].astype(self.dtype)
         y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*batch, *y.shape[1:])
 

@@ -6,6 +6,7 @@ weights were trained for.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -103,11 +104,9 @@ class Embedding(nnx.Module):
     def __init__(
         self, features_in: int, features: int, *, zero: bool = False, rngs: nnx.Rngs
     ):
-        options = dict(dtype=jnp.float32, rngs=rngs)
-        self.hidden = linear(features_in, features, **options)
-        self.out = linear(
-            features, features, axes=("mlp", "embed"), zero=zero, **options
-        )
+        dense = functools.partial(linear, dtype=jnp.float32, rngs=rngs)
+        self.hidden = dense(features_in, features)
+        self.out = dense(features, features, axes=("mlp", "embed"), zero=zero)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... e"]:
         return self.out(jax.nn.silu(self.hidden(x.astype(jnp.float32))))
@@ -154,7 +153,7 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths, dim = config.widths, config.dim
-        conv = dict(dtype=config.dtype, rngs=rngs)
+        conv = functools.partial(Conv, dtype=config.dtype, rngs=rngs)
         self.time_embedding = Embedding(dim, 4 * dim, rngs=rngs)
         self.camera_embedding = Embedding(
             config.camera_dim, 4 * dim, zero=True, rngs=rngs
@@ -164,7 +163,7 @@ class UNet(nnx.Module):
             if config.fps_condition
             else None
         )
-        self.conv_in = Conv(config.in_channels, dim, **conv)
+        self.conv_in = conv(config.in_channels, dim)
         self.temporal_in = _temporal(config, dim, rngs, config.num_heads)
 
         skips, width, last = [dim], dim, len(widths) - 1
@@ -178,7 +177,7 @@ class UNet(nnx.Module):
                 )
                 width = features
                 skips.append(width)
-            shrink = None if i == last else Conv(width, width, stride=2, **conv)
+            shrink = None if i == last else conv(width, width, stride=2)
             if shrink is not None:
                 skips.append(width)
             self.down.append(Level(stages, shrink))
@@ -193,10 +192,10 @@ class UNet(nnx.Module):
                     Stage(config, both, features, attention=attention, rngs=rngs)
                 )
                 width = features
-            grow = None if i == 0 else Conv(width, width, **conv)
+            grow = None if i == 0 else conv(width, width)
             self.up.append(Level(stages, grow))
         self.norm_out = GroupNorm(dim, config.groups, eps=1e-5, dtype=config.dtype)
-        self.conv_out = Conv(dim, config.out_channels, zero=True, **conv)
+        self.conv_out = conv(dim, config.out_channels, zero=True)
 
     def __call__(
         self,
