@@ -13,6 +13,7 @@ from rich.console import Console
 from videomv_jax import sharding
 from videomv_jax.training.checkpoint import Checkpoints
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.flops import count as count_flops
 from videomv_jax.training.metrics import MetricWriter, mfu
 from videomv_jax.training.state import TrainState, create_state
 from videomv_jax.training.step import Task, make_optimizer, make_step
@@ -83,12 +84,12 @@ def _run(
     with writer.console.status("compiling the step"):
         clock = time.perf_counter()
         step = make_step(task, make_optimizer(config), config)
-        lowered = step.lower(state, constants, index, key)
-        step = lowered.compile()
-        flops = step.cost_analysis()["flops"]
-    count = sum(x.size for x in state.params.values())
+        traced = step.trace(state, constants, index, key)
+        flops = count_flops(traced.jaxpr)
+        step = traced.lower().compile()
+    size = sum(x.size for x in state.params.values())
     writer.console.print(
-        f"{count / 1e6:.2f} M parameters, {flops / 1e12:.3g} TFLOP a step, "
+        f"{size / 1e6:.2f} M parameters, {flops / 1e12:.3g} TFLOP a step, "
         f"compiled in {time.perf_counter() - clock:.1f} s"
     )
 

@@ -26,8 +26,7 @@ PEAK_FLOPS: Mapping[str, float] = {
 def mfu(flops_per_step: float, steps_per_second: float) -> float | None:
     """Share of the chips' dense bf16 peak; None for a chip whose peak is unknown.
 
-    `flops_per_step` is for all chips together. Loops with a bound known only at run
-    time count once, so work inside the rasterizer and the renderer is left out.
+    `flops_per_step` is for all chips together, see `flops.count`.
     """
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
     if peak is None:
