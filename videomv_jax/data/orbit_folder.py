@@ -54,8 +54,8 @@ def write_orbit_folder(
         The object's folder.
 
     Raises:
-        InputError: the name has not two parts, shapes disagree, or `root` cannot be
-            written.
+        InputError: the name has not two parts, shapes disagree, a principal point is
+            off the middle, or `root` cannot be written.
     """
     rgb, alpha = np.asarray(rgb), np.asarray(alpha)
     views = len(alpha)
@@ -64,6 +64,9 @@ def write_orbit_folder(
             f"orbit: rgb {rgb.shape}, alpha {alpha.shape} and cameras "
             f"{cameras.intrinsics.shape} disagree; want [f h w 3], [f h w], [f 4]"
         )
+    middle = np.array([cameras.width / 2, cameras.height / 2])
+    if not np.allclose(cameras.intrinsics[:, 2:], middle, atol=1e-3):
+        raise InputError("cameras: the layout wants principal points in the middle")
     if len(parts := Path(name).parts) != 2 or ".." in parts:
         raise InputError(f"name: got {name!r}, want '<collection>/<object>'")
     cover = np.maximum(alpha, 1e-6)[..., None]

@@ -103,4 +103,5 @@ def loader(
     items = grain.MapDataset.source(source).seed(seed)  # type: ignore[arg-type]
     items = items.shuffle() if shuffle else items
     items = items.repeat()[index::count]
-    return iter(items.batch(batch_size // count).to_iter_dataset())
+    batches = items.batch(batch_size // count)
+    return iter(batches.to_iter_dataset(grain.ReadOptions(4, prefetch_buffer_size=8)))

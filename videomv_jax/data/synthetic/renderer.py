@@ -27,8 +27,9 @@ CHUNK, CUDA_CHUNK = 512, 16384
 CONE_STEPS, RAY_STEPS = 24, 24
 """More steps gain less than 0.1 dB against supersampled pictures."""
 
-STRIDE = 1.5
-"""Shortest step in pixels, so that rays along a surface get past it."""
+STRIDE, STRIDE_GROWTH = 0.5, 0.1
+"""Shortest step in pixels, first and growth: short, not to miss how near a ray comes
+to an edge; growing, so that rays along a surface get past it."""
 
 _FAR = 1e3
 
@@ -149,8 +150,8 @@ def _cone_pass(
     """
     b, n = scenes.center.shape[0], views.intrinsics.shape[0]
     block = jnp.arange(rows * columns)
-    px = (block % columns * BLOCK + BLOCK / 2).astype(jnp.float32)
-    py = (block // columns * BLOCK + BLOCK / 2).astype(jnp.float32)
+    px = (block % columns * BLOCK + BLOCK // 2).astype(jnp.float32)
+    py = (block // columns * BLOCK + BLOCK // 2).astype(jnp.float32)
     px, py = (jnp.broadcast_to(v[None], (n, v.size)) for v in (px, py))
     # Half the diagonal and more: coverage reaches half a pixel outside.
     spread = (BLOCK / 2 + 0.5) * math.sqrt(2) / views.intrinsics[:, :1]
@@ -200,7 +201,7 @@ def _trace_blocks(
     footprint = 1.0 / camera.intrinsics[:, :1]
     slots = by_slot(scene)
 
-    def step(_, state):
+    def step(i, state):
         t, before, back, front = state
         d = _nearest(slots, _along(origin, direction, t))
         pixel = footprint * t
@@ -216,7 +217,8 @@ def _trace_blocks(
         at = jnp.where(outside < 0.0, t - share * (t - before.at), t)
         nearer = ~hit & (outside < back.outside)
         back = _choose(nearer, _Layer(outside, at), back)
-        stride = jnp.maximum(d + 0.5 * pixel, STRIDE * pixel)
+        shortest = (STRIDE + STRIDE_GROWTH * i.astype(jnp.float32)) * pixel
+        stride = jnp.maximum(d, shortest)
         return t + jnp.where(hit, 0.0, stride), _Layer(outside, t), back, front
 
     t = jnp.broadcast_to(start[:, None], px.shape)

@@ -17,6 +17,10 @@ AMBIENT, DIFFUSE = 0.58, 0.46
 PROBE = 0.004
 """Distance of the samples that give the normal."""
 
+BLEND = 0.5
+"""Pixels over which the colours of two primitives blend: less than what parts stand
+out from each other by, or they would show through."""
+
 DOT = 0.33
 """Radius of dots in cells."""
 
@@ -44,8 +48,9 @@ def shade(
     apart = jax.lax.map(lambda shape: separation(shape, point), by_slot(scene))
     which = jnp.argmin(apart, 0)
 
-    # Colours blend over a pixel where primitives meet.
-    share = jnp.clip(1.0 - (apart - apart.min(0)[None]) / pixel[None], 0.0, 1.0)
+    # Colours blend where primitives meet.
+    excess = (apart - apart.min(0)[None]) / (BLEND * pixel[None])
+    share = jnp.clip(1.0 - excess, 0.0, 1.0)
     share = share / share.sum(0)[None]
     colors = jnp.einsum("skm,ksic->kmic", share, scene.colors, precision="highest")
 
