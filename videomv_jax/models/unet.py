@@ -166,34 +166,28 @@ class UNet(nnx.Module):
         self.conv_in = conv(config.in_channels, dim)
         self.temporal_in = _temporal(config, dim, rngs, config.num_heads)
 
-        skips, width, last = [dim], dim, len(widths) - 1
-        self.down = nnx.List()
+        def stages(i: int, inputs: list[int]) -> list[Stage]:
+            attention = i < config.attention_levels
+            return [
+                Stage(config, n, widths[i], attention=attention, rngs=rngs)
+                for n in inputs
+            ]
+
+        self.down, self.up = nnx.List(), nnx.List()
+        skips, width = [dim], dim
         for i, features in enumerate(widths):
-            stages = []
-            for _ in range(config.res_blocks):
-                attention = i < config.attention_levels
-                stages.append(
-                    Stage(config, width, features, attention=attention, rngs=rngs)
-                )
-                width = features
-                skips.append(width)
-            shrink = None if i == last else conv(width, width, stride=2)
-            if shrink is not None:
-                skips.append(width)
-            self.down.append(Level(stages, shrink))
+            inputs = [width, *[features] * (config.res_blocks - 1)]
+            width, last = features, i == len(widths) - 1
+            shrink = None if last else conv(width, width, stride=2)
+            self.down.append(Level(stages(i, inputs), shrink))
+            skips += [width] * (config.res_blocks + (not last))
         self.middle = Middle(config, width, rngs=rngs)
-        self.up = nnx.List()
         for i, features in reversed(list(enumerate(widths))):
-            stages = []
-            for _ in range(config.res_blocks + 1):
-                attention = i < config.attention_levels
-                both = width + skips.pop()
-                stages.append(
-                    Stage(config, both, features, attention=attention, rngs=rngs)
-                )
-                width = features
+            inputs = [width, *[features] * config.res_blocks]
+            inputs = [n + skips.pop() for n in inputs]
+            width = features
             grow = None if i == 0 else conv(width, width)
-            self.up.append(Level(stages, grow))
+            self.up.append(Level(stages(i, inputs), grow))
         self.norm_out = GroupNorm(dim, config.groups, eps=1e-5, dtype=config.dtype)
         self.conv_out = conv(dim, config.out_channels, zero=True)
 
@@ -232,7 +226,7 @@ class UNet(nnx.Module):
         x = x.astype(self.config.dtype)
         context = context.astype(self.config.dtype)
 
-        def stage(stage: Stage, x: Video) -> Video:
+        def through(stage: Stage, x: Video) -> Video:
             x = run(stage.res, x, embedding, next(keys))
             if stage.spatial is not None:
                 x = run(stage.spatial, x, context)
@@ -242,8 +236,8 @@ class UNet(nnx.Module):
         x = run(self.temporal_in, self.conv_in(x))
         skips = [x]
         for level in self.down:
-            for module in level.stages:
-                x = stage(module, x)
+            for stage in level.stages:
+                x = through(stage, x)
                 skips.append(x)
             if level.resample is not None:
                 x = level.resample(x)
@@ -253,8 +247,8 @@ class UNet(nnx.Module):
         x = run(self.middle.temporal, x)
         x = run(self.middle.last, x, embedding, next(keys))
         for level in self.up:
-            for module in level.stages:
-                x = stage(module, jnp.concatenate([x, skips.pop()], -1))
+            for stage in level.stages:
+                x = through(stage, jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
                 b, f = x.shape[:2]
                 x = level.resample(upsample(x.reshape(b * f, *x.shape[2:])))
@@ -279,9 +273,9 @@ class UNet(nnx.Module):
     def _check(self, x, t, context, camera, fps):
         config = self.config
         step = 2 ** (len(config.multipliers) - 1)
-        b, f = x.shape[:2]
         if x.ndim != 5 or x.shape[-1] != config.in_channels:
             raise InputError(f"x is {x.shape}; want [b, f, h, w, {config.in_channels}]")
+        b, f = x.shape[:2]
         if x.shape[2] % step or x.shape[3] % step:
             raise InputError(f"x is {x.shape}; want h and w to be multiples of {step}")
         if t.shape != (b,):
