@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from videomv_jax.data.synthetic import (
     CATEGORIES,
@@ -182,3 +184,17 @@ def test_background_shows_through_by_coverage(plain):
     black, _ = render(objects, 0.0)
     np.testing.assert_allclose(rgb, black + (1 - alpha[..., None]) * color, atol=1e-5)
     np.testing.assert_array_equal(alpha, plain[1])
+
+
+def test_scenes_split_over_devices():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    scenes = stack_scenes([build_scene(parse(t)) for t in ("a car", "a tree")])
+    cameras = orbit(2, size=16)
+    split = jax.shard_map(
+        render_orbit, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, atol=1e-6),
+        jax.jit(split)(scenes, cameras),
+        render_orbit(scenes, cameras),
+    )

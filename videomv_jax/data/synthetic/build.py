@@ -46,9 +46,8 @@ def _geometry(category: str, sizes: tuple[str, ...]) -> tuple[Scene, tuple[str, 
     scene = _pack(assembly.solids)
     middle, radius = _extent(scene)
     scale = min(scale * overall, BOUND / radius)
-    return _place(scene, middle, scale, CELL * overall), tuple(
-        s.part for s in assembly.solids
-    )
+    parts = tuple(solid.part for solid in assembly.solids)
+    return _place(scene, middle, scale, CELL * overall), parts
 
 
 def _pack(solids: list[Solid]) -> Scene:
@@ -57,23 +56,16 @@ def _pack(solids: list[Solid]) -> Scene:
     rows = (solids + [empty] * SLOTS)[:SLOTS]
     halves = np.stack([s.half for s in rows])
     tapers = np.array([s.taper for s in rows])
-    # Patterns: bands lie across z unless the solid is flat along z; only round
-    # sections that are not flat are wrapped around.
-    extents = halves * np.stack([s.stretch for s in rows])
-    longest = extents.max(1)
-    upright = extents[:, 2] >= 0.6 * longest
-    across = np.where(upright, 2, np.argmax(extents[:, :2], axis=1))
-    sides = np.sort(extents[:, :2], axis=1)
     corners = np.array([s.corner for s in rows])
-    turned = (
-        upright & (corners >= halves[:, :2].min(1)) & (sides[:, 1] < 1.5 * sides[:, 0])
-    )
+    stretches = np.stack([s.stretch for s in rows])
+    round_ = corners >= halves[:, :2].min(1)
+    across, around = _pattern_axes(halves * stretches, round_)
     lean = np.max(halves[:, :2] * np.abs(tapers), axis=1) / halves[:, 2]
     arrays = dict(
         center=np.stack([s.center for s in rows]),
         rotation=np.stack([s.rotation for s in rows]),
         half=halves,
-        stretch=np.stack([s.stretch for s in rows]),
+        stretch=stretches,
         corner=corners,
         bevel=np.array([s.bevel for s in rows]),
         ring=np.array([s.ring for s in rows]),
@@ -83,13 +75,33 @@ def _pack(solids: list[Solid]) -> Scene:
         plane=np.stack([s.plane for s in rows]),
         mirror=np.array([[float(a in s.mirror) for a in "xy"] for s in rows]),
         colors=np.zeros((SLOTS, 2, 3)),
-        repeats=np.stack([np.ones(SLOTS), turned], 1),
-        stripes=np.eye(3)[across],
+        repeats=np.stack([np.ones(SLOTS), around], 1),
+        stripes=across,
     )
     return Scene(
         pattern=np.zeros(SLOTS, np.int32),
         **{name: value.astype(np.float32) for name, value in arrays.items()},
     )
+
+
+def _pattern_axes(
+    extents: np.ndarray, round_: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How patterns lie on solids.
+
+    Args:
+        extents: `[slots, 3]` half extents along the local axes.
+        round_: `[slots]` whether the cross-section is round.
+
+    Returns:
+        The direction across which stripes alternate, local z unless the solid is flat
+        along z; and whether patterns wrap around z, as on solids that are round and
+        not flat.
+    """
+    upright = extents[:, 2] >= 0.6 * extents.max(1)
+    across = np.where(upright, 2, np.argmax(extents[:, :2], axis=1))
+    sides = np.sort(extents[:, :2], axis=1)
+    return np.eye(3)[across], upright & round_ & (sides[:, 1] < 1.5 * sides[:, 0])
 
 
 def _extent(scene: Scene) -> tuple[np.ndarray, float]:

@@ -4,6 +4,7 @@ a [size ...] [pattern] [color [and color]] object [with [a] color part and ...]
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable
 
@@ -16,7 +17,6 @@ from videomv_jax.data.synthetic.vocabulary import (
     SIZES,
     SYNONYMS,
     article,
-    closest,
 )
 from videomv_jax.types import InputError
 
@@ -164,7 +164,8 @@ def _split_category(words: list[str]) -> tuple[str, list[str]]:
             rest = words[:-length]
             return name, [word for word in rest if word not in _FILLERS]
     two = " ".join(words[-2:])
-    raise _unknown(two if closest(two, CATEGORIES, 0.8) else words[-1], CATEGORIES)
+    misspelt = two if difflib.get_close_matches(two, CATEGORIES, 1, 0.8) else words[-1]
+    raise InputError.unknown("object in the caption", misspelt, CATEGORIES)
 
 
 def _parts(words: list[str], category: str) -> Iterable[tuple[str, str]]:
@@ -180,13 +181,7 @@ def _parts(words: list[str], category: str) -> Iterable[tuple[str, str]]:
 
 def _known(word: str, known: Iterable[str], what: str) -> None:
     if word not in known:
-        raise _unknown(word, known, what)
-
-
-def _unknown(word: str, known: Iterable[str], what: str = "object") -> InputError:
-    near = closest(word, known)
-    hint = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
-    return InputError(f"caption: {word!r} is no known {what}; {hint}")
+        raise InputError.unknown(f"{what} in the caption", word, known)
 
 
 def _plural(part: str) -> bool:

@@ -46,7 +46,8 @@ def render_orbit(
 ) -> tuple[Float[Array, "b f h w 3"], Float[Array, "b f h w"]]:
     """Render every scene from every camera.
 
-    Under a mesh call it inside `shard_map`: the blocks of all scenes share one list.
+    The blocks of all scenes share one list: to split scenes over devices without
+    moving them, call it inside `shard_map`.
 
     Args:
         scenes: leaves `[b, slots, ...]`.
@@ -93,7 +94,7 @@ def _render(scenes: Scene, cameras: Cameras, behind: Float[Array, "3"]):
             images, pixels, (first, 0, 0, 0)
         )
 
-    images = jnp.zeros((total + chunk, BLOCK, BLOCK, 4))
+    images = jnp.zeros((total + chunk, BLOCK, BLOCK, 4)) + _fill(start[0], 0.0)
     _, images = jax.lax.while_loop(lambda s: s[0] < count, trace, (0, images))
     images = images[jnp.where(active, rank, total + chunk - 1)]
     images = jnp.where(active[:, None, None, None], images, 0.0)
@@ -111,7 +112,7 @@ def _nearest(slots: Scene, point: Point) -> Array:
         shape = jax.tree.map(lambda leaf: leaf[i], slots)
         return jnp.minimum(best, separation(shape, point))
 
-    return jax.lax.fori_loop(0, SLOTS, body, jnp.full_like(point[0], _FAR), unroll=4)
+    return jax.lax.fori_loop(0, SLOTS, body, _fill(point[0], _FAR), unroll=4)
 
 
 def _rays(camera: Cameras, px: Array, py: Array) -> tuple[Point, Point]:
@@ -169,7 +170,8 @@ def _cone_pass(
         ahead = (d - spread * t) / (1.0 + spread)
         return jnp.where(t < far, t + jnp.maximum(ahead, 0.0), t)
 
-    t = jax.lax.fori_loop(0, CONE_STEPS, step, near)
+    t = near + _fill(jnp.asarray(scenes.slope)[:, :1], 0.0)
+    t = jax.lax.fori_loop(0, CONE_STEPS, step, t)
     return jnp.where(t < far, t, _FAR).reshape(n, rows * columns)
 
 
@@ -222,7 +224,7 @@ def _trace_blocks(
         return t + jnp.where(hit, 0.0, stride), _Layer(outside, t), back, front
 
     t = jnp.broadcast_to(start[:, None], px.shape)
-    nothing = _Layer(jnp.ones_like(t), t)
+    nothing = _Layer(_fill(t, 1.0), t)
     state = (t, nothing, nothing, nothing)
     *_, back, front = jax.lax.fori_loop(0, RAY_STEPS, step, state)
 
@@ -236,6 +238,12 @@ def _trace_blocks(
     rgb = front_color * front_cover + back_color * back_cover
     rgba = jnp.concatenate([rgb, front_cover + back_cover], -1)
     return rgba.reshape(-1, BLOCK, BLOCK, 4)
+
+
+def _fill(like: Array, value: float) -> Array:
+    """`value` in the shape of `like`; its mesh axes too, which shard_map asks of
+    what loops carry."""
+    return 0.0 * like + value
 
 
 def _choose(condition: Array, chosen: _Layer, other: _Layer) -> _Layer:

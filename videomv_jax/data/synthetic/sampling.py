@@ -74,7 +74,7 @@ def sample(rng: random.Random) -> Description:
 def sample_one(seed: int, index: int, split: Split = "train") -> Description:
     """The description with this index in the endless stream of `seed` and `split`."""
     if split not in SPLITS:
-        raise InputError(f"split: got {split!r}, want one of {SPLITS}")
+        raise InputError.unknown("split", split, SPLITS)
     rng = random.Random(f"{split}/{seed}/{index}")
     while split_of(description := sample(rng)) != split:
         pass

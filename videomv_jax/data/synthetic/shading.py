@@ -83,7 +83,7 @@ def _normal(shape: Scene, local: Point) -> Point:
         d = distance(shape, probe, jnp)
         return total[0] + d * dx, total[1] + d * dy, total[2] + d * dz
 
-    zero = jnp.zeros_like(x)
+    zero = 0.0 * x  # not a constant: shard_map asks for the mesh axes of x
     nx, ny, nz = jax.lax.fori_loop(0, 4, sample, (zero, zero, zero))
     scale = jax.lax.rsqrt(nx * nx + ny * ny + nz * nz + 1e-12)
     return nx * scale, ny * scale, nz * scale

@@ -1,8 +1,5 @@
 """The words captions are made of, apart from the names of objects and parts."""
 
-import difflib
-from collections.abc import Iterable
-
 # sRGB. Grey stays darker than the usual 0.5 background under any light.
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.09, 0.09),
@@ -51,9 +48,3 @@ SYNONYMS = {
 def article(word: str) -> str:
     """The indefinite article before `word`."""
     return "an" if word[0] in "aeiou" else "a"
-
-
-def closest(word: str, known: Iterable[str], likeness: float = 0.5) -> str | None:
-    """The known word most similar to `word`, or None if none is that alike."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
-    return matches[0] if matches else None
