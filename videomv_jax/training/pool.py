@@ -29,6 +29,7 @@ from videomv_jax.models.vae import VAE
 from videomv_jax.training.config import TrainConfig
 
 _CHUNK = 32  # orbits rendered and encoded at once
+_IMAGES = 192  # of them in the encoder at once
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +83,7 @@ def encoded(
     @jax.jit
     def latents(part: synthetic.Scene) -> Array:
         images, _ = synthetic.render_orbit(part, orbit, cameras.background)
-        return vae.encode(images).astype(jnp.bfloat16)
+        return vae.encode(images, chunk=_IMAGES).astype(jnp.bfloat16)
 
     parts = []
     for start in track(range(0, len(objects), _CHUNK), "rendering and encoding"):
