@@ -11,6 +11,7 @@ ROOMS = (
     "cli",
     "evaluation",
     "training",
+    "outputs",
     "pipeline",
     "sampling",
     "presets",

@@ -206,7 +206,9 @@ def save_model(
             for name, value in weights.items():
                 if not np.isfinite(value).all():
                     raise InputError(f"{part}: {name} is not finite in {dtype}")
-            safetensors.numpy.save_file(weights, folder / f"{part}.safetensors")
+            path = folder / f"{part}.safetensors"
+            safetensors.numpy.save_file(weights, path)
+            path.chmod(0o644)  # it makes them private
         if tokenizer_dir is not None:
             shutil.copytree(tokenizer_dir, folder / TOKENIZER)
         (folder / CONFIG).write_text(config.to_json())

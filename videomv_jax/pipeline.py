@@ -1,0 +1,365 @@
+"""The public object: a model that makes views and Gaussians of prompts.
+
+model = VideoMV.from_pretrained("tiny")
+generation = model.generate(["a red chair with blue legs"], seed=0)
+films = model.turntable(generation.gaussians)
+"""
+
+import dataclasses
+import functools
+import importlib.resources
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from videomv_jax.data.tokenizer import encode, load_tokenizer
+from videomv_jax.model_folder import (
+    CONFIG,
+    PARTS,
+    LoadedModel,
+    ModelConfig,
+    load_model,
+    save_model,
+)
+from videomv_jax.sampling import samplers
+from videomv_jax.sampling.loop import Mode
+from videomv_jax.sampling.programs import Programs, Progress
+from videomv_jax.splat.cameras import Cameras
+from videomv_jax.splat.gaussians import Gaussians
+from videomv_jax.types import Images, InputError
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What prompts became.
+
+    Attributes:
+        views: `[b, f, h, w, 3]` in [0, 1], on the host.
+        cameras: of the f views.
+        gaussians: of each prompt, in the world frame; None where nothing was
+            reconstructed.
+        dropped: Gaussian-tile pairs that the rasterizer had no room for while
+            sampling; 0 when all is well.
+        settings: how they were sampled, with the model's defaults filled in.
+    """
+
+    views: Float[np.ndarray, "b f h w 3"]
+    cameras: Cameras
+    gaussians: Gaussians | None
+    dropped: int
+    settings: dict[str, Any]
+
+
+def embedded() -> list[str]:
+    """Names of the models that come with the package."""
+    root = importlib.resources.files("videomv_jax") / "embedded"
+    if not root.is_dir():
+        return []
+    return sorted(f.name for f in root.iterdir() if (f / CONFIG).is_file())
+
+
+def find_model(name: str | os.PathLike[str]) -> Path:
+    """The folder of an embedded model's name, or the folder given.
+
+    Raises:
+        InputError: neither; the closest name is told.
+    """
+    if os.fspath(name) in embedded():
+        root = importlib.resources.files("videomv_jax") / "embedded"
+        return Path(str(root / os.fspath(name)))
+    if Path(name).is_dir():
+        return Path(name)
+    raise InputError.unknown(
+        "model, and no folder either,", os.fspath(name), embedded()
+    )
+
+
+class VideoMV:
+    """A model in memory, ready to generate and reconstruct.
+
+    Every public method takes and gives images in [0, 1], `[b, f, h, w, 3]`, and
+    Gaussians and cameras in the world frame. Compiled programs are kept per batch
+    size; another seed, sampler, guidance or number of steps compiles nothing.
+    """
+
+    def __init__(self, model: LoadedModel):
+        """Take the parts of a loaded folder; `from_pretrained` is the usual way."""
+        self.config: ModelConfig = model.config
+        self.tokenizer_dir = model.tokenizer_dir
+        self._parts = {
+            name: getattr(model, name)
+            for name in PARTS
+            if getattr(model, name) is not None
+        }
+        self._programs = Programs(self.config, self._parts)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str] = "tiny", *, dtype: str | None = None
+    ) -> "VideoMV":
+        """Load a model.
+
+        Args:
+            name: an embedded model, see `embedded`, or a model folder.
+            dtype: compute type of the networks; by default float32 on a CPU, which
+                has nothing faster, and bfloat16 elsewhere.
+
+        Raises:
+            InputError: no such model, or its files do not fit together.
+        """
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return cls(load_model(find_model(name), dtype=dtype))
+
+    def save_pretrained(
+        self, directory: str | os.PathLike[str], *, dtype: str = "float16"
+    ) -> None:
+        """Write a model folder, whole or not at all; see `model_folder.save_model`."""
+        save_model(directory, self.config, self._parts, self.tokenizer_dir, dtype=dtype)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str | None = None,
+        guidance: float | None = None,
+        guidance_rescale: float | None = None,
+        steps_3d: Sequence[float] | None = None,
+        mode: Mode = "guided",
+        progress: Progress | None = None,
+    ) -> Generation:
+        """Make views and Gaussians of prompts.
+
+        What is not given comes from the model's `config.sampling`.
+
+        Args:
+            prompts: one or several; they are denoised as one batch.
+            negative_prompt: text of the unconditional branch.
+            seed: of the first prompt's noise; the next ones take the numbers after
+                it, so a prompt's result does not depend on its batch.
+            steps: of the sampler, 1 to 1,000.
+            sampler: a name in `videomv_jax.sampling.samplers.SAMPLERS`.
+            guidance: classifier-free guidance scale.
+            guidance_rescale: in [0, 1], against over-exposure.
+            steps_3d: where 3D-aware steps lie, as fractions of the schedule; an empty
+                sequence samples without them.
+            mode: "guided" projects the guided x0 once per 3D-aware step. "reference"
+                does as the original: DDIM, 50 steps of which 20, 30 and 40 are
+                3D-aware, each guidance branch projected on its own, at twice the
+                resolution, latents drawn from the encoder's posterior.
+            progress: is told of the stages "compiling", "denoising", "decoding",
+                "reconstructing".
+
+        Raises:
+            InputError: an empty prompt, a number out of its range, an unknown name,
+                or a model without the parts this takes.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self._require("unet", "vae", "text_encoder")
+        told = progress or (lambda stage, done, total: None)
+        sampling = self.config.sampling
+        if negative_prompt is None:
+            negative_prompt = sampling.negative_prompt
+        tokens, _ = self.tokenize(prompts)
+        negative, _ = self._encode([negative_prompt] * len(prompts))
+        table, settings = self._table(mode, sampler, steps, steps_3d)
+        scale = _number("guidance", guidance, sampling.guidance, 0, 100)
+        rescale = _number(
+            "guidance_rescale", guidance_rescale, sampling.guidance_rescale, 0, 1
+        )
+        if not 0 <= seed <= MAX_SEED - len(prompts) + 1:
+            raise InputError(f"seed: got {seed}, want 0 to {MAX_SEED}")
+        seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
+        settings |= {
+            "guidance": scale,
+            "guidance_rescale": rescale,
+            "negative_prompt": negative_prompt,
+        }
+
+        aware = bool(table.project.any())
+        if aware:
+            self._require("reconstructor")
+        programs, weights = self._programs, self._programs.weights
+        programs.compile(len(prompts), aware, mode, told)
+        context, state = programs.start(
+            weights, np.concatenate([tokens, negative]), seeds
+        )
+        count = int(table.count)
+        told("denoising", 0, count)
+        for step in range(1, count + 1):
+            state = programs.advance(
+                weights,
+                context,
+                table,
+                state,
+                np.int32(step),
+                np.float32(scale),
+                np.float32(rescale),
+                seeds[0],
+                aware=aware,
+                mode=mode,
+            )
+            jax.block_until_ready(state)
+            told("denoising", step, count)
+        told("decoding", 0, 1)
+        views = np.asarray(programs.decode(weights, state.x))
+        told("decoding", 1, 1)
+        gaussians = None
+        if "reconstructor" in weights:
+            told("reconstructing", 0, 1)
+            some = np.asarray(sampling.views_3d)
+            gaussians = jax.block_until_ready(
+                programs.reconstruct(weights, views[:, some], programs.cameras[some])
+            )
+            told("reconstructing", 1, 1)
+        return Generation(
+            views, programs.cameras, gaussians, int(state.dropped), settings
+        )
+
+    def tokenize(
+        self, prompts: Sequence[str]
+    ) -> tuple[Int[np.ndarray, "b l"], list[str]]:
+        """Prompts as the text encoder sees them.
+
+        Returns:
+            Tokens, and per prompt the words beyond the text encoder's length, which
+            are cut off; "" when it sees all.
+
+        Raises:
+            InputError: no prompt, an empty one, or a model without a tokenizer.
+        """
+        if not prompts:
+            raise InputError("prompts: got none, want at least one")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise InputError("prompt: it is empty; say what to make")
+        suffix = self.config.sampling.prompt_suffix
+        return self._encode(
+            [p if suffix.strip(" ,") in p else p + suffix for p in prompts]
+        )
+
+    def reconstruct(self, images: Images, cameras: Cameras) -> Gaussians:
+        """Gaussians of a few views, in one pass of the reconstructor.
+
+        Args:
+            images: `[b, v, h, w, 3]` in [0, 1], as many views and pixels as the model
+                was trained on, over its background.
+            cameras: `[v]` shared by the batch, or `[b, v]`.
+
+        Returns:
+            Gaussians `[b, n, ...]` in the frame of the cameras.
+
+        Raises:
+            InputError: shapes do not fit each other or the model.
+        """
+        self._require("reconstructor")
+        images = jnp.asarray(images, jnp.float32)
+        size = (cameras.height, cameras.width)
+        batch = cameras.intrinsics.shape[:-1]
+        if images.ndim != 5 or images.shape[2:4] != size:
+            raise InputError(
+                f"images: {images.shape}; want [b, v, h, w, 3] with the cameras' h, w "
+                f"{size}"
+            )
+        if batch not in (images.shape[1:2], images.shape[:2]):
+            raise InputError(
+                f"cameras: {batch}; want {images.shape[1:2]} or {images.shape[:2]}"
+            )
+        return self._programs.reconstruct(self._programs.weights, images, cameras)
+
+    def turntable(
+        self,
+        gaussians: Gaussians,
+        *,
+        frames: int = 72,
+        progress: Progress | None = None,
+    ) -> tuple[Float[np.ndarray, "b f h w 3"], int]:
+        """Films of Gaussians on the model's orbit.
+
+        Args:
+            gaussians: `[b, n, ...]` in the world frame.
+            frames: cameras on the circle.
+            progress: is told of the stage "rendering".
+
+        Returns:
+            The frames, and how many Gaussian-tile pairs the rasterizer had no room
+            for (0 when all is well).
+        """
+        told = progress or (lambda stage, done, total: None)
+        cameras = self.config.cameras.orbit(views=frames)
+        parts, dropped, chunk = [], 0, self.config.cameras.views
+        told("rendering", 0, frames)
+        for begin in range(0, frames, chunk):
+            # As many as the model has views, going around again at the end: that
+            # program is compiled.
+            some = np.arange(begin, begin + chunk) % frames
+            renders = self._programs.render(gaussians, cameras[some])
+            parts.append(np.asarray(renders.rgb))
+            dropped += int(renders.overflow.sum())
+            told("rendering", min(begin + chunk, frames), frames)
+        return np.concatenate(parts, 1)[:, :frames].clip(0, 1), dropped
+
+    def _require(self, *names: str) -> None:
+        for name in names:
+            if name not in self._parts:
+                raise InputError(f"the model {self.config.name!r} has no {name}")
+
+    def _encode(self, texts: list[str]) -> tuple[Int[np.ndarray, "b l"], list[str]]:
+        self._require("text_encoder")
+        assert self.config.text_encoder is not None
+        return encode(self._tokenizer, texts, self.config.text_encoder.length)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        if self.tokenizer_dir is None:
+            raise InputError(f"the model {self.config.name!r} has no tokenizer")
+        return load_tokenizer(self.tokenizer_dir)
+
+    def _table(
+        self,
+        mode: Mode,
+        sampler: str | None,
+        steps: int | None,
+        steps_3d: Sequence[float] | None,
+    ) -> tuple[samplers.Steps, dict[str, Any]]:
+        """The sampler's table with its 3D-aware steps, and what it was made from."""
+        if mode not in get_args(Mode):
+            raise InputError.unknown("mode", mode, get_args(Mode))
+        sampling, reference = self.config.sampling, mode == "reference"
+        if sampler is None:
+            sampler = "ddim" if reference else sampling.sampler
+        if steps is None:
+            steps = 50 if reference else sampling.steps
+        table = samplers.by_name(sampler)(self._programs.schedule, steps)
+        if steps_3d is None and reference:
+            table = samplers.project_at_indices(table)
+        else:
+            fractions = sampling.steps_3d if steps_3d is None else steps_3d
+            table = samplers.project_at(table, fractions)
+        return table, {
+            "mode": mode,
+            "sampler": sampler,
+            "steps": int(table.count),
+            "steps_3d": np.flatnonzero(table.project).tolist(),
+        }
+
+
+def _number(
+    name: str, value: float | None, default: float, low: float, high: float
+) -> float:
+    """The value, or the default, if it lies in its range."""
+    value = default if value is None else value
+    if not low <= value <= high:
+        raise InputError(f"{name}: got {value}, want {low} to {high}")
+    return value

@@ -1,0 +1,202 @@
+"""A model's computations as compiled programs.
+
+Each is one `jax.jit`, so it compiles once per batch size and mode. `compile` does so
+ahead of use and side by side. Weights are arguments of all of them, not constants.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt32
+
+from videomv_jax.diffusion import process, schedule
+from videomv_jax.model_folder import ModelConfig
+from videomv_jax.sampling import samplers
+from videomv_jax.sampling.loop import Mode, SamplingState, advance, start
+from videomv_jax.sampling.projection import SplatProjection
+from videomv_jax.splat.cameras import Cameras
+from videomv_jax.splat.conventions import canonical_frame, plucker_rays, unet_condition
+from videomv_jax.splat.gaussians import Gaussians
+from videomv_jax.splat.renderer import Renders, render
+from videomv_jax.types import Images, Latents, TextStates, Tokens
+
+# (stage, done, total), called when a stage starts and each time it gets on.
+Progress = Callable[[str, int, int], None]
+Weights = Any
+
+
+class Programs:
+    """What a model computes, as jitted functions whose first argument is `weights`.
+
+    Attributes:
+        cameras: the orbit of the model.
+        schedule: its noise schedule.
+        weights: of every part.
+        start, advance, decode, reconstruct, render: see the methods of these names.
+    """
+
+    def __init__(self, config: ModelConfig, parts: Mapping[str, nnx.Module]):
+        """Take a model apart.
+
+        Args:
+            config: of the model.
+            parts: its networks by name.
+        """
+        self._config = config
+        self._graphs, self.weights = {}, {}
+        for name, part in parts.items():
+            self._graphs[name], self.weights[name] = nnx.split(part)
+        self.cameras = config.cameras.orbit()
+        self.schedule = schedule.by_name(config.schedule)
+        self.start = jax.jit(self._start)
+        self.advance = jax.jit(self._advance, static_argnames=("aware", "mode"))
+        self.decode = jax.jit(self._decode)
+        self.reconstruct = jax.jit(self._reconstruct)
+        self.render = jax.jit(self._render)
+        self._compiled: set[tuple[int, bool, Mode]] = set()
+
+    def compile(self, batch: int, aware: bool, mode: Mode, told: Progress) -> None:
+        """Compile what a batch size needs, unless that is done.
+
+        Args:
+            batch: number of prompts.
+            aware: whether some steps are 3D-aware.
+            mode: see `loop.advance`.
+            told: hears of the stage "compiling".
+        """
+        if (batch, aware, mode) in self._compiled:
+            told("compiling", 1, 1)
+            return
+        told("compiling", 0, 1)
+        # Compilation is mostly single-threaded and leaves Python's lock alone.
+        pool = ThreadPoolExecutor()
+        try:
+            futures = [
+                pool.submit(lowered.compile)
+                for lowered in self._lowered(batch, aware, mode)
+            ]
+            for number, future in enumerate(futures, 1):
+                future.result()
+                told("compiling", number, len(futures))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._compiled.add((batch, aware, mode))
+
+    def _lowered(self, batch: int, aware: bool, mode: Mode) -> Iterator[Any]:
+        """Each program, traced; the longest to compile first."""
+        weights, text = self.weights, self._config.text_encoder
+        assert text is not None
+        tokens = jax.ShapeDtypeStruct((2 * batch, text.length), np.int32)
+        seeds = jax.ShapeDtypeStruct((batch,), np.uint32)
+        number = jax.ShapeDtypeStruct((), np.float32)
+        context, state = jax.eval_shape(self._start, weights, tokens, seeds)
+        table = samplers.ddim(self.schedule)
+        yield self.advance.lower(
+            weights,
+            context,
+            table,
+            state,
+            np.int32(1),
+            number,
+            number,
+            np.uint32(0),
+            aware=aware,
+            mode=mode,
+        )
+        if "reconstructor" in weights:
+            views = np.asarray(self._config.sampling.views_3d)
+            shape = (batch, len(views), *(self._config.cameras.size,) * 2, 3)
+            images = jax.ShapeDtypeStruct(shape, np.float32)
+            some = self.cameras[views]
+            yield self.reconstruct.lower(weights, images, some)
+            gaussians = jax.eval_shape(self._reconstruct, weights, images, some)
+            yield self.render.lower(gaussians, self.cameras)
+        yield self.decode.lower(weights, state.x)
+        yield self.start.lower(weights, tokens, seeds)
+
+    # What follows is traced, never run as is.
+
+    def _merge(self, name: str, weights: Weights) -> Any:
+        return nnx.merge(self._graphs[name], weights[name])
+
+    def _start(
+        self, weights: Weights, tokens: Tokens, seeds: UInt32[Array, "b"]
+    ) -> tuple[TextStates, SamplingState]:
+        """The texts' states and each prompt's noise."""
+        vae, cameras = self._config.vae, self._config.cameras
+        assert vae is not None
+        side = cameras.size // vae.downsampling
+        shape = (1, cameras.views, side, side, vae.latent_channels)
+        noise = jax.vmap(lambda s: process.sample_noise(jax.random.key(s), shape)[0])
+        return self._merge("text_encoder", weights)(tokens), start(noise(seeds))
+
+    def _advance(
+        self,
+        weights: Weights,
+        context: TextStates,
+        table: samplers.Steps,
+        state: SamplingState,
+        until: Int[Array, ""],
+        guidance: Float[Array, ""],
+        rescale: Float[Array, ""],
+        seed: UInt32[Array, ""],
+        *,
+        aware: bool,
+        mode: Mode,
+    ) -> SamplingState:
+        """The denoising loop up to a step."""
+        unet = self._merge("unet", weights)
+        camera = unet_condition(self.cameras)
+        camera = jnp.broadcast_to(camera[None], (len(context), *camera.shape))
+        project = key = None
+        if aware:
+            project = SplatProjection(
+                self._merge("vae", weights),
+                self._merge("reconstructor", weights),
+                self.cameras,
+                self._config.sampling.views_3d,
+                self._config.cameras.background,
+                oversampling=2 if mode == "reference" else 1,
+            )
+            if mode == "reference":
+                key = jax.random.fold_in(jax.random.key(seed), 1)
+        return advance(
+            lambda x, t: unet(x, t, context, camera),
+            self._config.prediction,
+            table,
+            state,
+            until,
+            guidance=guidance,
+            rescale=rescale,
+            project=project,
+            mode=mode,
+            key=key,
+        )
+
+    def _decode(self, weights: Weights, latents: Latents) -> Images:
+        return self._merge("vae", weights).decode(latents).clip(0, 1)
+
+    def _reconstruct(
+        self, weights: Weights, images: Images, cameras: Cameras
+    ) -> Gaussians:
+        """Gaussians in the frame of the cameras, `[v]` or `[b, v]`."""
+        local, world_from_local = canonical_frame(cameras)
+        rays = plucker_rays(local)
+        rays = rays.reshape(-1, *rays.shape[-4:])
+        rays = jnp.broadcast_to(rays, (len(images), *rays.shape[1:]))
+        gaussians = self._merge("reconstructor", weights)(images, rays)
+        return gaussians.transform(world_from_local)
+
+    def _render(self, gaussians: Gaussians, cameras: Cameras) -> Renders:
+        """Every scene from the same cameras, over the model's background."""
+        count = len(gaussians.means)
+        cameras = jax.tree.map(
+            lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), cameras
+        )
+        background = jnp.asarray(self._config.cameras.background, jnp.float32)
+        return render(gaussians, cameras, background=background)
