@@ -1,5 +1,6 @@
 """The public entry point: checks, projection, dispatch, background."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from videomv_kernels.rasterize.vjp import Backend, splat
 
 BACKENDS: dict[str, Backend] = {"xla": reference.make_backend()}
 MAX_CHANNELS = 32
+_INT32_MAX = 2**31 - 1
 
 
 class RasterOutput(NamedTuple):
@@ -122,6 +124,12 @@ def render_with(
     batch, (n, channels) = means.shape[:-2], colors.shape[-2:]
     views = intrinsics.shape[-2]
     plan = make_plan(config, n, height, width, tile=backend.tile, chunk=backend.chunk)
+    rows = views * math.prod(batch)
+    if max(n, plan.capacity) * rows > _INT32_MAX:
+        raise ValueError(
+            f"{rows} views of {n} Gaussians and {plan.capacity} pairs are more than "
+            "32 bits can number; render fewer at once or set pairs_per_view"
+        )
     projected = project(
         means,
         quats,
@@ -154,8 +162,7 @@ def render_with(
         behind = jnp.broadcast_to(behind, (*batch, views, channels))
         rgb = rgb + (1 - alpha[..., None]) * behind[..., None, None, :]
     # Each view's share saturates, so that the sum cannot wrap around.
-    most = (2**31 - 1) // max(views, 1)
-    overflow = jnp.minimum(overflow.reshape(*batch, views), most).sum(-1)
+    overflow = overflow.reshape(*batch, views).clip(max=_INT32_MAX // views).sum(-1)
     return RasterOutput(rgb, alpha, depth, overflow)
 
 

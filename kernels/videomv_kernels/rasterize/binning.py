@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 from videomv_kernels.rasterize.config import Plan
 from videomv_kernels.rasterize.project import Projected
 
-# Only the smallest of these shares of the pair capacity that is enough for every view
-# is filled and sorted: time follows the scene, not the bound.
+# Of a large pair capacity only the smallest of these shares that is enough for every
+# view is filled and sorted: time follows the scene, not the bound.
 _SHARES = (8, 3, 1)
+_LARGE = 1 << 16
 # Slots of all views that are filled at once.
 _SLOTS = 1 << 22
 
@@ -94,7 +95,7 @@ def bin_pairs(
     )
 
     count = _area(boxes)
-    end = jnp.cumsum(count, 1)
+    end = lax.associative_scan(_saturating_add, count, axis=1)
     total = end[:, -1]
 
     def fill(capacity):
@@ -106,7 +107,8 @@ def bin_pairs(
         ids, edges = lax.map(lambda x: fill_view(*x), inputs, batch_size=group)
         return jnp.pad(ids, ((0, 0), (0, plan.capacity - capacity))), edges
 
-    rooms = sorted({-(-plan.capacity // share) for share in _SHARES})
+    shares = _SHARES if plan.capacity > _LARGE else (1,)
+    rooms = [-(-plan.capacity // share) for share in shares]
     index = sum((total.max() > room).astype(jnp.int32) for room in rooms[:-1])
     fills = [functools.partial(fill, room) for room in rooms]
     ids, edges = lax.switch(index, fills) if len(fills) > 1 else fills[0]()
@@ -116,6 +118,11 @@ def bin_pairs(
 def _area(boxes):
     size = (boxes[..., 2:] - boxes[..., :2]).clip(0)
     return size[..., 0] * size[..., 1]
+
+
+def _saturating_add(a, b):
+    """Sum of two counts that stops at the largest integer instead of wrapping."""
+    return jnp.minimum(a, jnp.iinfo(jnp.int32).max - b) + b
 
 
 def _depth_order(depth):

@@ -7,7 +7,6 @@ from typing import Literal
 _AUTO_BOX = 32
 # Below this many pairs every Gaussian may cover every tile.
 _AUTO_MIN_PAIRS = 1 << 16
-_INT32_MAX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +128,10 @@ def make_plan(
         n: Gaussians in a view.
         height, width: image size in pixels.
         tile, chunk: the backend's choices, used where the config leaves them open.
-
-    Raises:
-        ValueError: a view could need 2^31 pairs or more.
     """
     tile = config.tile or ((16, 16) if config.extents == "original" else tile)
     plan = Plan(config, height, width, tile, config.chunk or chunk, 0)
-    most = n * plan.tiles
-    if most > _INT32_MAX:
-        raise ValueError(
-            f"{n} Gaussians on {plan.tiles} tiles may need {most} pairs, 2^31 or more; "
-            "use larger tiles or render the image in parts"
-        )
     per_gaussian = (_AUTO_BOX // tile[0] + 1) * (_AUTO_BOX // tile[1] + 1)
     automatic = max(n * per_gaussian, _AUTO_MIN_PAIRS)
-    capacity = max(1, min(most, config.pairs_per_view or automatic))
+    capacity = min(n * plan.tiles, config.pairs_per_view or automatic)
     return dataclasses.replace(plan, capacity=capacity)

@@ -1,0 +1,130 @@
+"""The same numbers under every transformation of JAX."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from videomv_kernels.rasterize import rasterize
+
+SIZE = {"height": 20, "width": 28}
+CAMERA = ("world_to_camera", "intrinsics")
+
+
+@pytest.fixture(scope="module")
+def inputs(scene):
+    """Two scenes of four views."""
+    fields = scene(batch=(2,), views=4, n=40)
+    return {name: jnp.asarray(x, jnp.float32) for name, x in fields.items()}
+
+
+def render(inputs):
+    return rasterize(**inputs, background=0.3, **SIZE)
+
+
+def loss(inputs):
+    out = render(inputs)
+    return jnp.sin(out.rgb).sum() + (out.alpha * out.depth).sum()
+
+
+@pytest.fixture(scope="module")
+def wanted(inputs):
+    """Images and gradients of the plain call."""
+    out = jax.jit(render)(inputs)
+    assert out.alpha.max() > 0.5
+    return out, jax.jit(jax.grad(loss))(inputs)
+
+
+def assert_same(result, wanted):
+    for name, x, y in zip(wanted._fields, result, wanted, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6, err_msg=name)
+
+
+def assert_same_grads(result, wanted):
+    for name, y in wanted.items():
+        largest = np.abs(y).max()
+        assert largest > 0
+        np.testing.assert_allclose(
+            result[name], y, rtol=0, atol=1e-5 * largest, err_msg=name
+        )
+
+
+def test_vmap_over_scenes(inputs, wanted):
+    assert_same(jax.jit(jax.vmap(render))(inputs), wanted[0])
+    assert_same_grads(jax.jit(jax.vmap(jax.grad(loss)))(inputs), wanted[1])
+
+
+def test_vmap_over_cameras_of_one_scene(inputs, wanted):
+    """Gaussians not mapped, cameras mapped twice."""
+    first = {name: x[0] for name, x in inputs.items()}
+    cameras = {name: first.pop(name)[:, None] for name in CAMERA}
+
+    def total(scene):
+        def one(camera):
+            return loss(scene | camera)
+
+        return jax.vmap(one)(cameras).sum()
+
+    grads = jax.jit(jax.grad(total))(first)
+    assert_same_grads(grads, {name: wanted[1][name][0] for name in first})
+
+
+def test_remat(inputs, wanted):
+    assert_same_grads(jax.jit(jax.grad(jax.checkpoint(loss)))(inputs), wanted[1])
+
+
+def test_named_backend(inputs, wanted):
+    named = functools.partial(rasterize, background=0.3, implementation="xla", **SIZE)
+    assert_same(jax.jit(named)(**inputs), wanted[0])
+
+
+def test_shard_map(inputs, wanted):
+    """Scenes over 2 devices, views over 4; no collectives but the gradient's sum."""
+    mesh = jax.make_mesh((2, 4), ("scene", "view"), axis_types=(AxisType.Auto,) * 2)
+    specs = {name: P("scene") for name in inputs}
+    specs |= {name: P("scene", "view") for name in CAMERA}
+    views = P("scene", "view")
+
+    def local(inputs):
+        out = render(inputs)
+        return out._replace(overflow=jax.lax.psum(out.overflow, "view"))
+
+    out_specs = type(wanted[0])(views, views, views, P("scene"))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(specs,), out_specs=out_specs)
+
+    def mapped_loss(inputs):
+        out = mapped(inputs)
+        return jnp.sin(out.rgb).sum() + (out.alpha * out.depth).sum()
+
+    result = jax.jit(mapped)(inputs)
+    assert len(result.rgb.sharding.device_set) == 8
+    assert_same(result, wanted[0])
+    assert_same_grads(jax.jit(jax.grad(mapped_loss))(inputs), wanted[1])
+
+
+def test_no_recompilation(inputs):
+    """Other numbers, the same program."""
+    run = jax.jit(render)
+    run(inputs)
+    run(jax.tree.map(lambda x: x * 1.01, inputs))
+    assert run._cache_size() == 1
+
+
+def test_same_bits_twice(inputs):
+    """On a CPU gradients are added in a fixed order."""
+    run = jax.jit(jax.grad(loss))
+    one, two = run(inputs), run(inputs)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_lowers_for_other_devices(inputs):
+    """Where a GPU would take the other driver, without one at hand."""
+    traced = jax.jit(jax.grad(loss)).trace(inputs)
+    sizes = {
+        platform: len(traced.lower(lowering_platforms=(platform,)).as_text())
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert sizes["cuda"] != sizes["cpu"] == sizes["tpu"]
