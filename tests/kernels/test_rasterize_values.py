@@ -183,7 +183,7 @@ def test_stop_that_keeps(scene, dense):
     result = jax.jit(functools.partial(rasterize, config=config, **SIZE))(**inputs)
     with jax.enable_x64(True):
         _, alpha, _ = jax.jit(functools.partial(dense, **SIZE))(**fields)
-    missing = alpha - result.alpha
+    missing = np.asarray(alpha) - np.asarray(result.alpha)
     assert missing.min() > -1e-6 and 1e-4 < missing.max() <= 0.02
 
 
