@@ -34,7 +34,8 @@ def make_task(config: TrainConfig) -> Task:
         tokenizer = load_tokenizer(start.tokenizer_dir)
     else:
         captions = [d.text for d in synthetic.sample_descriptions(20_000, 0, "train")]
-        tokenizer = train_tokenizer(captions)
+        assert model.text_encoder is not None
+        tokenizer = train_tokenizer(captions, model.text_encoder.vocab)
     model = dataclasses.replace(model, vae=start.config.vae)
     if config.stage == "diffusion":
         from videomv_jax.training.diffusion import DiffusionTask
