@@ -64,7 +64,7 @@ def fit(
         gradients = jax.grad(loss)(raw, order[:views_a_step])
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to ints
             updates, state = optimizer.update(gradients, state)
-        raw = {name: raw[name] - _RATES[name] * updates[name] for name in raw}
+        raw = jax.tree.map(lambda x, rate, u: x - rate * u, raw, _RATES, updates)
         return raw, state
 
     raw, _ = jax.lax.fori_loop(0, iterations, body, (raw, optimizer.init(raw)))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from videomv_jax.data import synthetic
@@ -82,17 +83,19 @@ def table(
     batch: int,
     seed: int = 0,
     fit: dict[str, Any] | None = None,
-    told: Callable[[str], None] = lambda text: None,
-    **sampling,
+    told: Callable[[str], Any] = lambda text: None,
+    **sampling: Any,
 ) -> Iterator[tuple[str, Row]]:
-    """Rows "plain", "3D-aware" and, where views are fitted, "truth".
+    """Rows "plain" and, of a model with a reconstructor, "3D-aware".
 
-    Columns, means over captions: `psnr` and `ssim` of the views against the truth;
-    `gaussians_psnr` of renders of the final Gaussians from cameras between the views;
+    Where views are fitted a row "truth" follows. Columns, means over captions:
+    `psnr` and `ssim` of the views against the truth;
+    `gaussians_psnr` of renders of the final Gaussians, where there are any, from
+    cameras between the views;
     `consistency` in dB, see `evaluation.consistency`, of the views alone.
 
     Args:
-        model: with a reconstructor.
+        model: to judge.
         data: from `held_out`.
         batch: prompts sampled at once; must divide their number.
         seed: of the first prompt; both rows share all seeds.
@@ -109,42 +112,48 @@ def table(
     background = model.config.cameras.background
     cameras = model.config.cameras.orbit()
 
-    def consistency(views: np.ndarray) -> float:
+    def consistency(views: np.ndarray, fit: dict[str, Any]) -> float:
         parts = [
             self_consistency(
-                views[i : i + batch], cameras, background, jax.random.key(0), **fit
+                jnp.asarray(views[i : i + batch]),
+                cameras,
+                background,
+                jax.random.key(0),
+                **fit,
             )
             for i in range(0, len(views), batch)
         ]
         return float(np.concatenate(parts).mean())
 
-    for name, aware in (("plain", {"steps_3d": ()}), ("3D-aware", {})):
-        parts = []
+    between = _between(model)
+    ways: dict[str, Any] = {"plain": {"steps_3d": ()}}
+    if model.config.reconstructor is not None:
+        ways["3D-aware"] = {"steps_3d": model.config.sampling.steps_3d}
+    for name, way in ways.items():
+        views, turned = [], []
         for i in range(0, len(data.captions), batch):
             told(f"{name}: prompts {i + 1} to {i + batch}")
+            options = sampling | way
             made = model.generate(
-                data.captions[i : i + batch], seed=seed + i, **(sampling | aware)
+                data.captions[i : i + batch], seed=seed + i, **options
             )
-            renders = render(
-                made.gaussians,
-                jax.tree.map(
-                    lambda x: np.broadcast_to(x, (batch, *x.shape)), _between(model)
-                ),
-                background=background,
-            )
-            parts.append((made.views, np.asarray(renders.rgb)))
-        views, turned = (
-            np.concatenate(part).clip(0, 1) for part in zip(*parts, strict=True)
-        )
-        row = {
-            "psnr": float(psnr(views, data.views).mean()),
-            "ssim": float(ssim(views, data.views).mean()),
-            "gaussians_psnr": float(psnr(turned, data.between).mean()),
-        }
+            views.append(made.views.clip(0, 1))
+            if made.gaussians is not None:
+                renders = render(made.gaussians, between, background=background)
+                turned.append(np.asarray(renders.rgb).clip(0, 1))
+        views = np.concatenate(views)
+        row = {"psnr": _mean(psnr, views, data.views)}
+        row["ssim"] = _mean(ssim, views, data.views)
+        if turned:
+            row["gaussians_psnr"] = _mean(psnr, np.concatenate(turned), data.between)
         if fit is not None:
             told(f"{name}: fitting Gaussians to the even views")
-            row["consistency"] = consistency(views)
+            row["consistency"] = consistency(views, fit)
         yield name, row
     if fit is not None:
         told("truth: fitting Gaussians to the even views")
-        yield "truth", {"consistency": consistency(data.views)}
+        yield "truth", {"consistency": consistency(data.views, fit)}
+
+
+def _mean(metric: Callable[..., Any], images: np.ndarray, truth: np.ndarray) -> float:
+    return float(metric(jnp.asarray(images), jnp.asarray(truth)).mean())

@@ -57,7 +57,7 @@ class Checkpoints:
         run = self._manager.restore(
             step,
             args=ocp.args.Composite(run=ocp.args.JsonRestore()),
-        ).run
+        )["run"]
         for name, value in run["config"].items():
             if name not in _FREE and self._config.get(name) != value:
                 raise InputError(
@@ -74,7 +74,7 @@ class Checkpoints:
                     abstract
                 )
             ),
-        ).state
+        )["state"]
         return state, run["data"]
 
     def close(self) -> None:

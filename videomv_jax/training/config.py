@@ -151,5 +151,7 @@ def _parse(name: str, text: str):
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise InputError(f"set: {name}={text!r}; want a {wanted.__name__}")
+        raise InputError(
+            f"set: {name}={text!r}; want a {getattr(wanted, '__name__', wanted)}"
+        )
     return value

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from videomv_jax.data.tokenizer import encode
 from videomv_jax.diffusion import losses, process, schedule
@@ -39,7 +39,7 @@ class DiffusionTask:
         config: TrainConfig,
         model: ModelConfig,
         start: LoadedModel,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
     ):
         if start.vae is None:
             raise InputError(f"init_from: {config.init_from!r} has no VAE")
@@ -50,8 +50,8 @@ class DiffusionTask:
         self._cameras = model.cameras.orbit()
         unet = dataclasses.replace(model.unet, dtype=config.compute_dtype)
         text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
-        trained = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
-        frozen = {"vae": start.vae}
+        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
+        frozen: dict[str, Any] = {"vae": start.vae}
         if config.train_text:
             trained["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
         elif start.text_encoder is None:

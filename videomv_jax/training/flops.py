@@ -6,6 +6,7 @@ nearly everything.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
@@ -27,14 +28,14 @@ def _equation(equation: JaxprEqn) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contract, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        out = math.prod(equation.outvars[0].aval.shape)
+        left = _shape(equation.invars[0])
+        out = math.prod(_shape(equation.outvars[0]))
         return 2 * out * math.prod(left[axis] for axis in contract)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         layout = params["dimension_numbers"].rhs_spec
         window = math.prod(kernel[axis] for axis in layout[1:])
-        out = math.prod(equation.outvars[0].aval.shape)
+        out = math.prod(_shape(equation.outvars[0]))
         # Holes that dilation puts into the input or the window cost nothing.
         holes = math.prod(params["lhs_dilation"])
         return 2 * out * window / holes
@@ -42,6 +43,10 @@ def _equation(equation: JaxprEqn) -> float:
     if name == "cond":
         return max(inner)
     return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _nested(params: dict) -> Iterator[Jaxpr | ClosedJaxpr]:

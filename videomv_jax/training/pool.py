@@ -7,6 +7,7 @@ pipeline moves a few hundred bytes a step.
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,10 +91,10 @@ def encoded(
         # The last chunk is filled up with repeats, so that one program serves all.
         rows = np.minimum(np.arange(start, start + _CHUNK), len(objects) - 1)
         parts.append(latents(jax.tree.map(lambda x: x[rows], stacked)))  # noqa: B023
-    return Pool(stacked, tokens, jnp.concatenate(parts)[: len(objects)])
+    return Pool(stacked, jnp.asarray(tokens), jnp.concatenate(parts)[: len(objects)])
 
 
-def given(start: LoadedModel, names: Iterable[str]) -> dict[str, np.ndarray]:
+def given(start: LoadedModel, names: Iterable[str]) -> dict[str, Any]:
     """Weights the starting folder has for some networks, by parameter name."""
     return {
         f"{name}.{path}": value
@@ -111,13 +112,16 @@ def export(
     tokenizer: str | os.PathLike[str] | None,
 ) -> None:
     """Write the parts a run started from and those it trained, as float32."""
-    networks = {n: getattr(start, n) for n in PARTS if getattr(start, n)} | trained
+    networks = {n: getattr(start, n) for n in PARTS if getattr(start, n)}
+    networks |= trained
     sizes = {n: getattr(start.config, n) for n in PARTS if n not in trained}
     config = dataclasses.replace(model, **sizes)
     save_model(folder, config, networks, tokenizer, dtype="float32")
 
 
-def grid(rows: Sequence[Float[Array, "k h w 3"]]) -> Float[np.ndarray, "h w 3"]:
+def grid(
+    rows: Sequence[Float[Array | np.ndarray, "k h w 3"]],
+) -> Float[np.ndarray, "h w 3"]:
     """Rows of pictures as one, clipped to [0, 1]."""
     pictures = [np.concatenate(list(np.asarray(row, np.float32)), 1) for row in rows]
     return np.concatenate(pictures).clip(0, 1)

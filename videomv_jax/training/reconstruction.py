@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from videomv_jax.data import synthetic
 from videomv_jax.diffusion import process, schedule
@@ -44,7 +44,7 @@ class ReconstructionTask:
         config: TrainConfig,
         model: ModelConfig,
         start: LoadedModel,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
     ):
         missing = [n for n in ("vae", "unet", "text_encoder") if not getattr(start, n)]
         if missing:

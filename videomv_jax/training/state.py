@@ -7,6 +7,7 @@ itself is plain arrays: sharded, donated, saved and averaged without special cas
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def apply_gradients(
     """One update. The average warms up: min(decay, (1 + step) / (10 + step))."""
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int counts
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
     ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.ema, params)
