@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -148,10 +147,9 @@ def assign(module: nnx.Module, flat: Arrays) -> None:
     for path, p in _params(module):
         old = p.get_value()
         value = np.asarray(flat[path]).astype(old.dtype)
-        concrete = isinstance(old, jax.Array)
-        p.set_value(
-            jax.device_put(value, old.sharding) if concrete else jnp.asarray(value)
-        )
+        # Not jnp.asarray, which compiles a program per shape.
+        where = old.sharding if isinstance(old, jax.Array) else None
+        p.set_value(jax.device_put(value, where))
 
 
 def under(prefix: str, theirs: Arrays) -> dict[str, np.ndarray]:

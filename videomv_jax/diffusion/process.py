@@ -30,6 +30,8 @@ def sample_noise(
     b, f, _, _, c = shape
     pixels, constants = jax.random.split(key)
     noise = jax.random.normal(pixels, tuple(shape), jnp.float32)
+    if offset == 0:
+        return noise
     return noise + offset * jax.random.normal(constants, (b, f, 1, 1, c), jnp.float32)
 
 
