@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from videomv_kernels.rasterize import ORIGINAL, RasterConfig, rasterize
 from videomv_kernels.rasterize.api import render_with
-from videomv_kernels.rasterize.reference import Driver, make_backend
+from videomv_kernels.rasterize.reference import (
+    GPU_ELEMENTS,
+    make_backend,
+)
 
 SIZE = {"height": 37, "width": 50}
 # The oracle never stops; neither do these within float32.
 EXACT = RasterConfig(stop_transmittance=1e-9)
-DRIVERS = {
-    "one tile at a time": Driver(elements=1, unrolled=True),
-    "all tiles": Driver(elements=1 << 23, unrolled=False),
-}
+STEPS = {"one tile at a time": 1, "all tiles": GPU_ELEMENTS}
 CASES = {
     "sparse": dict(scale=0.03, opacity=(0.05, 0.5)),
     "dense": dict(scale=0.1),
@@ -65,8 +65,8 @@ def with_background(grads):
 
 
 @functools.cache
-def compiled(config, driver):
-    backend = make_backend(driver and DRIVERS[driver])
+def compiled(config, step):
+    backend = make_backend(step and STEPS[step])
 
     def loss(inputs, background):
         out = render_with(
@@ -77,10 +77,10 @@ def compiled(config, driver):
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
 
-def ours(fields, background, config=EXACT, driver=None):
+def ours(fields, background, config=EXACT, step=None):
     inputs = {name: jnp.asarray(x, jnp.float32) for name, x in fields.items()}
     background = jnp.asarray(background, jnp.float32)
-    (_, images), grads = compiled(config, driver)(inputs, background)
+    (_, images), grads = compiled(config, step)(inputs, background)
     assert images.overflow == 0
     return images[:3], with_background(grads)
 
@@ -105,13 +105,13 @@ def test_matches_the_oracle(case, scene, oracle):
 
 
 @pytest.mark.parametrize(
-    "driver, tile, chunk",
+    "step, tile, chunk",
     [("one tile at a time", (16, 16), 7), ("all tiles", (4, 8), 3)],
 )
-def test_drivers_tiles_and_chunks(driver, tile, chunk, scene, oracle):
+def test_steps_tiles_and_chunks(step, tile, chunk, scene, oracle):
     fields, background = scene(2), [0.2, 0.5, 0.9]
     config = dataclasses.replace(EXACT, tile=tile, chunk=chunk)
-    result = ours(fields, background, config, driver)
+    result = ours(fields, background, config, step)
     assert_close(result, oracle(fields, background), 1e-5, 1e-4)
 
 

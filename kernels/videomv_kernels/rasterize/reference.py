@@ -27,26 +27,11 @@ from videomv_kernels.rasterize.binning import bin_pairs
 from videomv_kernels.rasterize.config import Plan
 from videomv_kernels.rasterize.vjp import Backend
 
-_HIGHEST = lax.Precision.HIGHEST
-
-
-class Driver(NamedTuple):
-    """How the chunks of many tiles are walked through.
-
-    Attributes:
-        elements: size of the `[L, K, P]` arrays of a step, which decides how many
-            tiles it takes.
-        unrolled: whether scans along a chunk are written out step by step, or as
-            an associative scan of few large operations.
-    """
-
-    elements: int
-    unrolled: bool
-
-
-# A CPU wants a step that fits its second level cache, a GPU few large ones.
-SEQUENTIAL = Driver(elements=1 << 16, unrolled=True)
-VECTORISED = Driver(elements=1 << 23, unrolled=False)
+# Size of a step's `[L, K, P]` arrays, which decides how many tiles it takes. On a CPU
+# they should stay in the second level cache; a GPU wants few large steps.
+CPU_ELEMENTS = 1 << 16
+GPU_ELEMENTS = 1 << 23
+_BLOCK = 4
 
 
 class _Lanes(NamedTuple):
@@ -57,7 +42,7 @@ class _Lanes(NamedTuple):
     end: jax.Array
 
 
-def _groups(bins, plan: Plan, driver: Driver) -> tuple[_Lanes, jax.Array]:
+def _groups(bins, plan: Plan, elements: int) -> tuple[_Lanes, jax.Array]:
     """Tiles in groups of L, longest lists first so that a group ends together.
 
     Returns:
@@ -68,7 +53,7 @@ def _groups(bins, plan: Plan, driver: Driver) -> tuple[_Lanes, jax.Array]:
     offset = jnp.arange(views, dtype=jnp.int32)[:, None] * plan.capacity
     start = (bins.edges[:, :-1] + offset).reshape(-1)
     end = (bins.edges[:, 1:] + offset).reshape(-1)
-    lanes = driver.elements // (plan.chunk * plan.tile[0] * plan.tile[1])
+    lanes = elements // (plan.chunk * plan.tile[0] * plan.tile[1])
     lanes = min(max(lanes, 1), tiles)
     order = jnp.argsort(start - end)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(tiles, dtype=order.dtype))
@@ -124,18 +109,18 @@ class _Blend(NamedTuple):
     Attributes:
         raw: alpha before its upper limit, alpha: the one used.
         before: transmittance in front of each Gaussian, after: behind the last.
-        live: whether the stop rule lets the Gaussian count, weight: its share.
+        live: whether the Gaussian counts, weight: its share of the pixel.
     """
 
     raw: jax.Array
     alpha: jax.Array
     before: jax.Array
     after: jax.Array
-    live: jax.Array | bool
+    live: jax.Array
     weight: jax.Array
 
 
-def _blend(q, transmittance, plan: Plan, driver: Driver) -> _Blend:
+def _blend(q, transmittance, plan: Plan) -> _Blend:
     config = plan.config
     x, y = (jnp.asarray(p)[None, None] for p in _pixels(plan))
     q0, q1, q2, q3, q4, q5 = (q[..., i, None] for i in range(6))
@@ -143,24 +128,31 @@ def _blend(q, transmittance, plan: Plan, driver: Driver) -> _Blend:
     raw = jnp.exp(power)
     alpha = jnp.minimum(raw, config.alpha_max)
     alpha = jnp.where(alpha >= config.alpha_min, alpha, 0.0)
-    before, after = _running(jnp.multiply, transmittance, 1 - alpha, driver)
-    live = True
-    weight = alpha * before
+    before, after = _running(jnp.multiply, transmittance, 1 - alpha)
+    live = alpha > 0
     if config.stop_rule == "drop":
-        live = before * (1 - alpha) >= config.stop_transmittance
-        weight = jnp.where(live, weight, 0.0)
+        live &= before * (1 - alpha) >= config.stop_transmittance
+    weight = jnp.where(live, alpha * before, 0.0)
     return _Blend(raw, alpha, before, after, live, weight)
 
 
-def _running(combine, first, x, driver: Driver):
-    """Scan along axis 1: the value before each entry, and after the last."""
-    if driver.unrolled:
-        values = [first]
-        for k in range(x.shape[1]):
-            values.append(combine(values[-1], x[:, k]))
-        return jnp.stack(values[:-1], 1), values[-1]
-    values = combine(first[:, None], lax.associative_scan(combine, x, axis=1))
-    return jnp.concatenate([first[:, None], values[:, :-1]], 1), values[:, -1]
+def _running(combine, first, x):
+    """Scan along axis 1: the value before each entry, and after the last.
+
+    In blocks, since few operations on many numbers cost less than many on few.
+    """
+    lanes, length, pixels = x.shape
+    block = _BLOCK if length % _BLOCK == 0 else 1
+    blocks = x.reshape(lanes, -1, block, pixels)
+    inside = [blocks[:, :, 0]]
+    for k in range(1, block):
+        inside.append(combine(inside[-1], blocks[:, :, k]))
+    starts = [first]
+    for k in range(length // block):
+        starts.append(combine(starts[-1], inside[-1][:, k]))
+    start = jnp.stack(starts[:-1], 1)
+    before = [start, *(combine(start, value) for value in inside[:-1])]
+    return jnp.stack(before, 2).reshape(x.shape), starts[-1]
 
 
 def _features(rows, valid):
@@ -170,13 +162,18 @@ def _features(rows, valid):
     return jnp.where(valid[..., None], features, jnp.zeros_like(features))
 
 
-def forward(table, bins, plan: Plan, driver: Driver):
+def _matmul(a, b):
+    """Matrix product in full float32, whatever the default precision."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def forward(table, bins, plan: Plan, elements: int):
     """Blend: `[g, n, f]` rows and their bins to `[g, tiles, c + 2, P]`."""
     views, n, width = table.shape
     channels, pixels = width - 5, plan.tile[0] * plan.tile[1]
     flat = table.reshape(views * n, width)
     ids = (bins.ids + jnp.arange(views, dtype=jnp.int32)[:, None] * n).reshape(-1)
-    groups, place = _groups(bins, plan, driver)
+    groups, place = _groups(bins, plan, elements)
     # A zero that carries the mesh axes of the data, which shard_map asks of carries.
     zero = 0.0 * bins.edges[0, 0].astype(jnp.float32)
 
@@ -191,12 +188,11 @@ def forward(table, bins, plan: Plan, driver: Driver):
         def step(state):
             step, transmittance, out = state
             _, rows, valid = _fetch(flat, ids, lanes, step, plan)
-            blend = _blend(
-                _polynomial(rows, valid, centre), transmittance, plan, driver
-            )
-            out = out + jnp.einsum(
-                "lkc,lkp->lcp", _features(rows, valid), blend.weight, precision=_HIGHEST
-            )
+            blend = _blend(_polynomial(rows, valid, centre), transmittance, plan)
+            # The barrier keeps XLA from folding the transpose into the product, which
+            # is slower for it.
+            features = lax.optimization_barrier(_features(rows, valid).mT)
+            out = out + _matmul(features, blend.weight)
             return step + 1, blend.after, out
 
         state = (
@@ -211,13 +207,13 @@ def forward(table, bins, plan: Plan, driver: Driver):
     return out.reshape(views, plan.tiles, channels, pixels)
 
 
-def backward(table, bins, out, grad, plan: Plan, driver: Driver):
+def backward(table, bins, out, grad, plan: Plan, elements: int):
     """Gradient of the rows, given the outputs and their gradient."""
     views, n, width = table.shape
     channels, pixels = width - 5, plan.tile[0] * plan.tile[1]
     flat = table.reshape(views * n, width)
     ids = (bins.ids + jnp.arange(views, dtype=jnp.int32)[:, None] * n).reshape(-1)
-    groups, _ = _groups(bins, plan, driver)
+    groups, _ = _groups(bins, plan, elements)
     zero = 0.0 * bins.edges[0, 0].astype(jnp.float32)
     x, y = _pixels(plan)
     monomials = jnp.asarray(np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1))
@@ -239,23 +235,23 @@ def backward(table, bins, out, grad, plan: Plan, driver: Driver):
             q, polynomial_vjp = jax.vjp(
                 lambda rows: _polynomial(rows, valid, centre), rows
             )
-            blend = _blend(q, transmittance, plan, driver)
-            seen = jnp.einsum(
-                "lkc,lcp->lkp", _features(rows, valid), lane_grad, precision=_HIGHEST
+            blend = _blend(q, transmittance, plan)
+            features = _features(rows, valid)
+            # Not a matrix product: few channels, and so it joins what follows.
+            seen = sum(
+                features[..., c, None] * lane_grad[:, None, c] for c in range(channels)
             )
             part = blend.weight * seen
-            before, after = _running(jnp.add, running, part, driver)
+            before, after = _running(jnp.add, running, part)
             behind = lane_total[:, None] - before - part
             d_alpha = blend.before * seen - behind / (1 - blend.alpha)
-            counts = (blend.alpha > 0) & blend.live
+            counts = blend.live
             if plan.config.extents == "exact":
                 counts &= blend.raw <= plan.config.alpha_max
             d_power = jnp.where(counts, d_alpha * blend.raw, 0.0)
-            d_q = jnp.einsum("lkp,pj->lkj", d_power, monomials, precision=_HIGHEST)
+            d_q = _matmul(d_power, monomials)
             (d_rows,) = polynomial_vjp(d_q)
-            d_features = jnp.einsum(
-                "lkp,lcp->lkc", blend.weight, lane_grad, precision=_HIGHEST
-            )
+            d_features = _matmul(blend.weight, lane_grad.mT)
             d_rows = d_rows.at[..., 7:].set(d_features[..., :-2])
             d_rows = d_rows.at[..., 6].set(d_features[..., -2])
             d_rows = jnp.where(valid[..., None], d_rows, jnp.zeros_like(d_rows))
@@ -273,25 +269,23 @@ def backward(table, bins, out, grad, plan: Plan, driver: Driver):
     return table_grad.reshape(views, n, width)
 
 
-def make_backend(driver: Driver | None = None) -> Backend:
-    """The backend of this file, with one driver, or with the one that suits a device.
+def make_backend(elements: int | None = None) -> Backend:
+    """The backend of this file.
 
     Args:
-        driver: None: `VECTORISED` where it is lowered for a GPU, else `SEQUENTIAL`.
+        elements: size of a step. None: `GPU_ELEMENTS` where it is lowered for a GPU,
+            else `CPU_ELEMENTS`.
     """
 
     def dispatch(function, plan: Plan, *args):
-        def with_driver(driver: Driver):
-            return lambda *args: function(*args, plan, driver)
+        def sized(elements: int):
+            return lambda *args: function(*args, plan, elements)
 
-        if driver is not None:
-            return with_driver(driver)(*args)
-        return lax.platform_dependent(
-            *args,
-            cuda=with_driver(VECTORISED),
-            rocm=with_driver(VECTORISED),
-            default=with_driver(SEQUENTIAL),
-        )
+        if elements is not None:
+            return sized(elements)(*args)
+        gpu = sized(GPU_ELEMENTS)
+        cpu = sized(CPU_ELEMENTS)
+        return lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=cpu)
 
     return Backend(
         tile=(8, 8),
