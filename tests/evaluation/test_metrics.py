@@ -1,9 +1,11 @@
-"""PSNR and SSIM against their definitions, window by window."""
+"""PSNR and SSIM against their definitions, LPIPS in parts against the whole."""
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from videomv_jax.evaluation.metrics import psnr, ssim
+from videomv_jax.evaluation.metrics import mean_lpips, psnr, ssim
+from videomv_jax.models.lpips import LPIPS, LPIPSConfig
 
 RNG = np.random.default_rng(0)
 TRUTH = RNG.uniform(size=(2, 3, 16, 14, 3)).astype(np.float32)
@@ -46,3 +48,11 @@ def test_equal_images_are_perfect():
     truth = jnp.asarray(TRUTH)
     assert float(psnr(truth, truth).min()) == 100
     np.testing.assert_allclose(ssim(truth, truth), 1, rtol=1e-5)
+
+
+def test_lpips_of_many():
+    config = LPIPSConfig(widths=(4,), convs=(1,))
+    metric = nnx.jit(lambda: LPIPS(config, rngs=nnx.Rngs(0)))()
+    whole = nnx.jit(lambda m, a, b: m(a, b))(metric, IMAGES, TRUTH)
+    assert whole.shape == (2, 3) and np.ptp(whole) > 1e-4
+    np.testing.assert_allclose(mean_lpips(metric, IMAGES, TRUTH), whole.mean(), 1e-5)

@@ -1,16 +1,22 @@
 """The three stages in a row, small: each starts from what the one before wrote."""
 
+import csv
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
+from flax import nnx
 from rich.console import Console
 
 from videomv_jax import presets
+from videomv_jax.convert import mapping
 from videomv_jax.data import synthetic
 from videomv_jax.evaluation import held_out
 from videomv_jax.model_folder import load_model, read_config
+from videomv_jax.models.lpips import LPIPS, LPIPSConfig
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.loop import train
@@ -31,10 +37,13 @@ def folders(tmp_path_factory, small_folder):
     patch.setattr("videomv_jax.training.stages.PRESETS", {"small": config})
     made = {}
     previous = ""
+    metric = out / "lpips.safetensors"
+    lpips = LPIPS(LPIPSConfig(widths=(4, 8), convs=(1, 1)), rngs=nnx.Rngs(0))
+    safetensors.numpy.save_file(mapping.flatten(lpips), metric)
     for stage, more in (
         ("autoencoder", {"views": 2}),
         ("diffusion", {}),
-        ("reconstruction", {"corrupted_inputs": 0.5}),
+        ("reconstruction", {"corrupted_inputs": 0.5, "lpips": str(metric)}),
     ):
         run = TrainConfig(
             stage=stage,
@@ -67,6 +76,12 @@ def test_folders_grow(folders):
             np.testing.assert_array_equal(a, b)
 
 
+def test_the_perceptual_term_is_logged(folders):
+    log = Path(folders["reconstruction"]).parent / "metrics.csv"
+    rows = list(csv.DictReader(log.open()))
+    assert all(float(row["lpips"]) > 0 for row in rows)
+
+
 def test_latents_have_deviation_one(folders):
     loaded = load_model(folders["autoencoder"])
     objects = synthetic.sample_descriptions(8, 0, "train")
@@ -80,9 +95,14 @@ def test_latents_have_deviation_one(folders):
 def test_the_last_folder_generates_and_is_judged(folders):
     model = VideoMV.from_pretrained(folders["reconstruction"])
     data = held_out.held_out(model, 2, seed=0)
+    lpips = LPIPS(LPIPSConfig(widths=(4,), convs=(1,)), rngs=nnx.Rngs(0))
     rows = dict(
         held_out.table(
-            model, data, batch=2, fit={"count": 64, "iterations": 2, "views_a_step": 2}
+            model,
+            data,
+            batch=2,
+            lpips=lpips,
+            fit={"count": 64, "iterations": 2, "views_a_step": 2},
         )
     )
     assert set(rows) == {"plain", "3D-aware", "truth"}

@@ -19,15 +19,20 @@ def evaluate(
     fit: Annotated[
         int, typer.Option(min=0, help="Iterations of the consistency fit; 0: none.")
     ] = 400,
+    lpips: Annotated[
+        Path | None, typer.Option(help="lpips.safetensors: adds that column.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file for the table.")] = None,
 ) -> None:
     """Compare generated views with the truth of captions never trained on."""
     import jax
 
+    from videomv_jax.convert.lpips import read
     from videomv_jax.evaluation import held_out
     from videomv_jax.pipeline import VideoMV
 
     console = Console()
+    metric = read(lpips) if lpips else None
     loaded = VideoMV.from_pretrained(model)
     with console.status("rendering the truth") as status:
         data = held_out.held_out(loaded, count, seed)
@@ -38,6 +43,7 @@ def evaluate(
                 batch=batch,
                 seed=seed,
                 fit={"iterations": fit} if fit else None,
+                lpips=metric,
                 told=status.update,
                 steps=steps,
                 guidance=guidance,
@@ -55,6 +61,7 @@ def evaluate(
         "steps": steps or loaded.config.sampling.steps,
         "guidance": guidance or loaded.config.sampling.guidance,
         "fit_iterations": fit,
+        "lpips": str(lpips) if lpips else None,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }

@@ -14,7 +14,8 @@ import numpy as np
 
 from videomv_jax.data import synthetic
 from videomv_jax.evaluation.consistency import self_consistency
-from videomv_jax.evaluation.metrics import psnr, ssim
+from videomv_jax.evaluation.metrics import mean_lpips, psnr, ssim
+from videomv_jax.models.lpips import LPIPS
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.splat.cameras import orbit
 from videomv_jax.splat.renderer import render
@@ -83,13 +84,14 @@ def table(
     batch: int,
     seed: int = 0,
     fit: dict[str, Any] | None = None,
+    lpips: LPIPS | None = None,
     told: Callable[[str], Any] = lambda text: None,
     **sampling: Any,
 ) -> Iterator[tuple[str, Row]]:
     """Rows "plain" and, of a model with a reconstructor, "3D-aware".
 
     Where views are fitted a row "truth" follows. Columns, means over captions:
-    `psnr` and `ssim` of the views against the truth;
+    `psnr` and `ssim` of the views against the truth, and `lpips` where given;
     `gaussians_psnr` of renders of the final Gaussians, where there are any, from
     cameras between the views;
     `consistency` in dB, see `evaluation.consistency`, of the views alone.
@@ -101,6 +103,7 @@ def table(
         seed: of the first prompt; both rows share all seeds.
         fit: options of the fit, such as `count` and `iterations`; None leaves the
             consistency out.
+        lpips: the perceptual metric.
         told: called with what goes on.
         sampling: options of `VideoMV.generate`.
 
@@ -144,6 +147,8 @@ def table(
         views = np.concatenate(views)
         row = {"psnr": _mean(psnr, views, data.views)}
         row["ssim"] = _mean(ssim, views, data.views)
+        if lpips is not None:
+            row["lpips"] = mean_lpips(lpips, views, data.views)
         if turned:
             row["gaussians_psnr"] = _mean(psnr, np.concatenate(turned), data.between)
         if fit is not None:

@@ -1,8 +1,12 @@
-"""Image quality: PSNR and SSIM, per image, float32."""
+"""Image quality, float32: PSNR and SSIM per image, LPIPS of many."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
+
+from videomv_jax.models.lpips import LPIPS
 
 _WINDOW, _SIGMA = 11, 1.5
 
@@ -48,3 +52,15 @@ def ssim(
     values = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
     values /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return values.mean((1, 2, 3)).reshape(*batch, -1).mean(-1)
+
+
+def mean_lpips(
+    metric: LPIPS,
+    images: Float[np.ndarray, "b f h w 3"],
+    truth: Float[np.ndarray, "b f h w 3"],
+) -> float:
+    """Mean LPIPS of images in [0, 1] at their own size; one b in memory at a time."""
+    compare = nnx.jit(lambda metric, one, two: metric(one, two).mean())
+    return float(
+        np.mean([compare(metric, *pair) for pair in zip(images, truth, strict=True)])
+    )

@@ -49,6 +49,9 @@ class TrainConfig:
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.
         corrupted_inputs: share of objects whose 4 inputs are the UNet's x0 of noised
             latents, what the reconstructor meets while sampling.
+        lpips: file of the perceptual metric's weights, lpips.safetensors as
+            `videomv convert` writes it; "": no such term (reconstruction).
+        lpips_weight: of that term.
     """
 
     stage: Stage
@@ -83,6 +86,8 @@ class TrainConfig:
     supervised_views: int = 4
     even_inputs: float = 0.5
     corrupted_inputs: float = 0.0
+    lpips: str = ""
+    lpips_weight: float = 1.0
 
 
 def default_config(stage: Stage) -> ConfigDict:

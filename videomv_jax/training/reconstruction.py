@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from transformers import PreTrainedTokenizerBase
 
+from videomv_jax.convert import lpips
 from videomv_jax.data import synthetic
 from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
+from videomv_jax.models.lpips import LPIPS
 from videomv_jax.models.reconstructor import Reconstructor
 from videomv_jax.splat.conventions import (
     canonical_frame,
@@ -27,6 +29,8 @@ from videomv_jax.training.step import Metrics
 from videomv_jax.types import InputError, PRNGKey
 
 INPUTS = 4
+# Side of the images that the perceptual term compares, as LGM resizes them.
+PERCEPTUAL_SIZE = 256
 
 
 class ReconstructionTask:
@@ -35,8 +39,9 @@ class ReconstructionTask:
     As in VideoMV section 3.2: the inputs of a share of the objects are the UNet's x0
     of noised latents at a random time, decoded. Supervised are the inputs' cameras
     and others drawn at random, on a random background: squared error of colour and
-    alpha. Inputs are four different random views or, for a share of the steps,
-    evenly spaced ones, as 3D-aware sampling hands over.
+    alpha, and where the config names weights of LPIPS that distance too, as in LGM.
+    Inputs are four different random views or, for a share of the steps, evenly spaced
+    ones, as 3D-aware sampling hands over.
     """
 
     def __init__(
@@ -70,6 +75,9 @@ class ReconstructionTask:
             "frozen": frozen,
             "pool": pool.encoded(objects, start.vae, tokenizer, length, model.cameras),
         }
+        if config.lpips:
+            metric = {"lpips": lpips.read(config.lpips, config.compute_dtype)}
+            self._metric, self.constants["lpips"] = Networks.split(metric)
         self._show = jax.jit(self._shown)
 
     def loss(
@@ -98,10 +106,15 @@ class ReconstructionTask:
         wanted = rgb + (1 - alpha[..., None]) * shift
         color = jnp.square(renders.rgb - wanted).mean()
         loss = color + jnp.square(renders.alpha - alpha).mean()
-        return loss, {
+        metrics = {
             "psnr": -10 * jnp.log10(color),
             "overflow": renders.overflow.sum().astype(jnp.float32),
         }
+        if self._config.lpips:
+            metric: Any = self._metric.merge(constants["lpips"])
+            metrics["lpips"] = perceptual(metric["lpips"], renders.rgb, wanted)
+            loss += self._config.lpips_weight * metrics["lpips"]
+        return loss, metrics
 
     def _choose_views(self, key: PRNGKey) -> tuple[Array, Array]:
         """Numbers of the input views and of the other supervised ones."""
@@ -171,3 +184,15 @@ class ReconstructionTask:
         networks = self.networks.merge(params)
         tokenizer = self._start.tokenizer_dir
         pool.export(folder, self._model, self._start, networks, tokenizer)
+
+
+def perceptual(
+    metric: LPIPS, images: Float[Array, "b f h w 3"], truth: Float[Array, "b f h w 3"]
+) -> Float[Array, ""]:
+    """Mean LPIPS of images in [0, 1], at the size at which LGM compares them."""
+
+    def resized(x):
+        shape = (*x.shape[:2], PERCEPTUAL_SIZE, PERCEPTUAL_SIZE, 3)
+        return jax.image.resize(x, shape, "bilinear", antialias=False)
+
+    return metric(resized(images), resized(truth)).mean()
