@@ -106,6 +106,7 @@ def test_the_last_folder_generates_and_is_judged(folders):
         )
     )
     assert set(rows) == {"plain", "3D-aware", "truth"}
+    assert rows["plain"]["lpips"] > 0
     assert all(np.isfinite(list(row.values())).all() for row in rows.values())
     with pytest.raises(InputError, match="batch"):
         dict(held_out.table(model, data, batch=3))
