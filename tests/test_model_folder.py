@@ -24,6 +24,7 @@ from videomv_jax.model_folder import (
 from videomv_jax.models.vae import VAE, VAEConfig
 from videomv_jax.presets import PRESETS
 from videomv_jax.types import InputError
+from videomv_jax.weights import SUMS, verify
 
 SIZES = VAEConfig(
     channels=16, multipliers=(1, 1), layers=1, groups=8, dtype=jnp.bfloat16
@@ -89,6 +90,7 @@ def test_integers_are_floats_where_floats_are_wanted():
 
 def test_round_trip(folder, vae):
     assert sorted(path.name for path in folder.iterdir()) == [
+        SUMS,
         CONFIG,
         "vae.safetensors",
     ]
@@ -100,6 +102,20 @@ def test_round_trip(folder, vae):
         read = mapping.flatten(model.vae)[name]
         assert read.dtype == np.float32
         np.testing.assert_array_equal(read, value.astype(np.float16), err_msg=name)
+
+
+def test_sums_tell_changes(folder):
+    assert verify(folder) == []
+    change_weights(folder, lambda w, n: w[n].fill(1))
+    assert verify(folder) == ["vae.safetensors has changed"]
+
+
+def test_bfloat16_on_disk(tmp_path, vae):
+    save_model(tmp_path / "model", VAE_ONLY, {"vae": vae}, dtype="bfloat16")
+    read = mapping.flatten(load_model(tmp_path / "model").vae)
+    for name, value in mapping.flatten(vae).items():
+        assert read[name].dtype == np.float32
+        np.testing.assert_array_equal(read[name], value.astype(jnp.bfloat16))
 
 
 def test_the_compute_type_can_be_chosen(folder, vae):

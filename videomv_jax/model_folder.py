@@ -1,11 +1,12 @@
-"""A model is a folder: config.json, weights as safetensors, tokenizer/.
+"""A model is a folder: config.json, weights as safetensors, tokenizer/, SHA256SUMS.
 
 Weight names are dotted parameter paths; float16 on disk is float32 in memory. Parts
 may be missing (a folder with only a VAE is what the first training stage exports):
-they load as None, and who needs them says so.
+they load as None, and who needs them says so. Large parts are several files with an
+index. The sums are those of all other files: `videomv info --verify` and
+`sha256sum -c` compare them.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -13,18 +14,16 @@ import os
 import shutil
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
-from videomv_jax import atomic
+from videomv_jax import atomic, weights
 from videomv_jax.convert import mapping
 from videomv_jax.models.clip import TextConfig, TextEncoder
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
@@ -182,7 +181,7 @@ def save_model(
         config: must hold the sizes of exactly the given parts.
         modules: networks by part name (see `PARTS`).
         tokenizer_dir: a tokenizer's folder to copy.
-        dtype: storage type of the weights, "float16" or "float32".
+        dtype: storage type of the weights, "float16", "bfloat16" or "float32".
 
     Raises:
         InputError: parts and config disagree, a weight is not finite in dtype, or
@@ -198,20 +197,33 @@ def save_model(
         )
     with atomic.replacing(directory, CONFIG) as folder:
         for part, module in modules.items():
-            with np.errstate(over="ignore"):  # found below, as an infinity
-                weights = {
-                    name: np.asarray(value, np.dtype(dtype), order="C")
-                    for name, value in mapping.flatten(module).items()
-                }
-            for name, value in weights.items():
-                if not np.isfinite(value).all():
-                    raise InputError(f"{part}: {name} is not finite in {dtype}")
-            path = folder / f"{part}.safetensors"
-            safetensors.numpy.save_file(weights, path)
-            path.chmod(0o644)  # it makes them private
+            stored = {
+                name: stored_as(f"{part}: {name}", value, dtype)
+                for name, value in mapping.flatten(module).items()
+            }
+            weights.write(folder, part, weights.of_arrays(stored))
         if tokenizer_dir is not None:
             shutil.copytree(tokenizer_dir, folder / TOKENIZER)
         (folder / CONFIG).write_text(config.to_json())
+        weights.write_sums(folder)
+
+
+def stored_as(name: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """A weight in the type of a file.
+
+    Args:
+        name: for the message.
+        value: the weight.
+        dtype: "float16", "bfloat16" or "float32".
+
+    Raises:
+        InputError: it is not finite there, perhaps because it is too large.
+    """
+    with np.errstate(over="ignore"):  # found below, as an infinity
+        value = np.asarray(value).astype(jnp.dtype(dtype))
+    if not np.isfinite(value).all():
+        raise InputError(f"{name} is not finite in {dtype}")
+    return value
 
 
 def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
@@ -237,11 +249,8 @@ def count_weights(directory: str | os.PathLike[str], part: str) -> tuple[int, se
     Raises:
         InputError: the file is missing or broken.
     """
-    path = Path(directory) / f"{part}.safetensors"
-    with _readable(path), safetensors.safe_open(path, "np") as file:
-        slices = [file.get_slice(name) for name in file.keys()]
-        count = sum(math.prod(one.get_shape()) for one in slices)
-        return count, {one.get_dtype() for one in slices}
+    tensors = weights.open_stem(directory, part).values()
+    return sum(math.prod(x.shape) for x in tensors), {x.dtype.name for x in tensors}
 
 
 def load_model(
@@ -263,8 +272,9 @@ def load_model(
         sizes = getattr(config, part)
         if sizes is not None and dtype is not None:
             sizes = dataclasses.replace(sizes, dtype=dtype)
-        path = directory / f"{part}.safetensors"
-        loaded[part] = None if sizes is None else _load_part(kind, sizes, path)
+        loaded[part] = (
+            None if sizes is None else _load_part(kind, sizes, directory, part)
+        )
     tokenizer = directory / TOKENIZER
     return LoadedModel(
         config, **loaded, tokenizer_dir=tokenizer if tokenizer.is_dir() else None
@@ -292,26 +302,16 @@ class _SameKey(nnx.RngStream):
         return self.key[...]
 
 
-def _load_part(kind: Callable[..., nnx.Module], config: Any, path: Path) -> nnx.Module:
-    with _readable(path):
-        weights = safetensors.numpy.load_file(path)
+def _load_part(
+    kind: Callable[..., nnx.Module], config: Any, directory: Path, part: str
+) -> nnx.Module:
+    tensors = weights.open_stem(directory, part)
     module = abstract(lambda rngs: kind(config, rngs=rngs))
     try:
-        mapping.assign(module, weights)
+        mapping.assign(module, {name: x.read() for name, x in tensors.items()})
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise InputError(f"{directory / part}.safetensors: {error}") from error
     return module
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn failures to read a weights file into messages."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing, config.json names it") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a safetensors file: {error}") from error
 
 
 def _encode(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """`videomv` itself, `info`, and the compilation cache."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -35,8 +36,20 @@ def test_help_imports_nothing_heavy():
 def test_info_of_a_model(small_folder):
     result = CliRunner().invoke(app, ["info", str(small_folder)])
     assert result.exit_code == 0, result.output
-    for words in ("Apache-2.0", "8 views of 32 x 32", "predicts v", "F16"):
+    for words in ("Apache-2.0", "8 views of 32 x 32", "predicts v", "float16"):
         assert words in result.stdout
+
+
+def test_info_verifies(small_folder, tmp_path):
+    result = CliRunner().invoke(app, ["info", str(small_folder), "--verify"])
+    assert result.exit_code == 0 and "as it was written" in result.stdout
+    copy = shutil.copytree(small_folder, tmp_path / "copy")
+    with (copy / "config.json").open("a") as file:
+        file.write(" ")
+    result = CliRunner().invoke(app, ["info", str(copy), "--verify"])
+    assert result.exit_code == 2 and "config.json has changed" in result.stderr
+    result = CliRunner().invoke(app, ["info", "--verify"])
+    assert result.exit_code == 2 and "say which model" in result.stderr
 
 
 def test_info_of_the_installation():

@@ -9,16 +9,25 @@ from rich.console import Console
 from rich.table import Table
 
 from videomv_jax import __version__
+from videomv_jax.types import InputError
 
 
 def info(
     model: Annotated[
         str | None, typer.Argument(help="An embedded model or a model folder.")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare all files with SHA256SUMS.")
+    ] = False,
 ) -> None:
     """Print a model's parts, licence and provenance; without MODEL, the versions."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
+    if verify and not model:
+        raise InputError("--verify: say which model")
     console.print(_describe(model) if model else _installation())
+    if model and verify:
+        _verify(model)
+        console.print("every file is as it was written")
 
 
 def _installation() -> Table:
@@ -36,8 +45,17 @@ def _installation() -> Table:
     return table
 
 
+def _verify(name: str) -> None:
+    from videomv_jax import weights
+    from videomv_jax.pipeline import find_model
+
+    if faults := weights.verify(find_model(name)):
+        raise InputError(f"{name}: {'; '.join(faults)}")
+
+
 def _describe(name: str) -> Table:
-    from videomv_jax.model_folder import PARTS, count_weights, read_config
+    from videomv_jax import weights
+    from videomv_jax.model_folder import PARTS, TOKENIZER, count_weights, read_config
     from videomv_jax.pipeline import find_model
 
     folder = find_model(name)
@@ -48,15 +66,19 @@ def _describe(name: str) -> Table:
     table.add_row("folder", str(folder))
     table.add_row("licence", config.licence)
     table.add_row("provenance", config.provenance)
-    for part in PARTS:
-        if getattr(config, part) is None:
+    parts = {part: getattr(config, part) is not None for part in PARTS}
+    if (folder / "lpips.safetensors").is_file():
+        parts["lpips"] = True
+    for part, there in parts.items():
+        if not there:
             table.add_row(part, "none")
             continue
-        weights, dtypes = count_weights(folder, part)
-        size = (folder / f"{part}.safetensors").stat().st_size
+        count, dtypes = count_weights(folder, part)
+        size = sum(path.stat().st_size for path in weights.files(folder, part))
         table.add_row(
-            part, f"{weights:,} weights, {', '.join(dtypes)}, {size / 1e6:.1f} MB"
+            part, f"{count:,} weights, {', '.join(sorted(dtypes))}, {size / 1e6:.1f} MB"
         )
+    table.add_row("tokenizer", "yes" if (folder / TOKENIZER).is_dir() else "none")
     table.add_row(
         "cameras",
         f"{cameras.views} views of {cameras.size} x {cameras.size}, elevation "
