@@ -78,7 +78,7 @@ def test_folders_grow(folders):
 
 def test_the_perceptual_term_is_logged(folders):
     log = Path(folders["reconstruction"]).parent / "metrics.csv"
-    rows = list(csv.DictReader(log.open()))
+    rows = list(csv.DictReader(log.read_text().splitlines()))
     assert all(float(row["lpips"]) > 0 for row in rows)
 
 

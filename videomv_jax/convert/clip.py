@@ -5,12 +5,13 @@ by name and with the reason (`unused`).
 """
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 
 from videomv_jax.convert import mapping
-from videomv_jax.convert.mapping import Arrays, Entry
+from videomv_jax.convert.mapping import Arrays, Entry, Shapes
 from videomv_jax.models.clip import TextConfig, TextEncoder
 
 Source = Literal["openclip", "transformers"]
@@ -71,10 +72,54 @@ def entries(encoder: TextEncoder, source: Source = "openclip") -> list[Entry]:
     return [entry(path) for path in mapping.shapes(encoder)]
 
 
-def unused(theirs: Arrays, config: TextConfig) -> dict[str, str]:
+def unused(theirs: Iterable[str], config: TextConfig) -> dict[str, str]:
     """Names of a checkpoint that the text encoder does not read, with the reason."""
     told = {name: _reason(name.removeprefix(PREFIX), config) for name in theirs}
     return {name: reason for name, reason in told.items() if reason}
+
+
+def sizes(shapes: Shapes, source: Source, *, heads: int | None = None) -> TextConfig:
+    """The config that a checkpoint's names and shapes belong to.
+
+    The last block is skipped where the file is the whole CLIP (it holds what compares
+    texts with images) or as deep and wide as ViT-H/14's text tower. Files made for
+    diffusion models have lost that block: all of theirs are kept.
+
+    Args:
+        shapes: of the checkpoint, without the prefix `text_model.`.
+        source: whose names.
+        heads: of the attention, which shapes do not tell; None: 64 wide ones.
+
+    Raises:
+        InputError: names that the sizes are read from are missing.
+    """
+    rules = _RULES[source]
+
+    def shape(ours: str) -> tuple[int, ...]:
+        return mapping.shape(shapes, mapping.rename(ours, rules))
+
+    vocab, width = shape("token_embedding")
+    blocks = {
+        int(match[1])
+        for name in shapes
+        if (
+            match := re.match(
+                r"(?:transformer\.resblocks|encoder\.layers)\.(\d+)", name
+            )
+        )
+    }
+    layers = max(blocks, default=-1) + 1
+    whole = any(re.match(r"text_projection|logit_scale|visual", n) for n in shapes)
+    released = (layers, width) == (24, 1024)
+    return TextConfig(
+        vocab=vocab,
+        length=shape("position_embedding")[0],
+        width=width,
+        heads=heads or max(width // 64, 1),
+        layers=layers,
+        mlp_ratio=shape("blocks.0.mlp_in.kernel")[0] // width,
+        skip_last=int(whole or released),
+    )
 
 
 def load(encoder: TextEncoder, theirs: Arrays, source: Source = "openclip") -> dict:

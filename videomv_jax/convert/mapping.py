@@ -73,6 +73,23 @@ class Entry(NamedTuple):
     theirs: str | tuple[str, ...]
     layout: Layout = same
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The foreign names."""
+        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+
+    def load(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """Our array, from what `read` gives for the foreign names."""
+        parts = [self.layout.load(read(name)) for name in self.names]
+        return parts[0] if isinstance(self.theirs, str) else np.stack(parts, -2)
+
+    def save(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """The foreign arrays of ours."""
+        if isinstance(self.theirs, str):
+            return {self.theirs: self.layout.save(x)}
+        parts = (x[..., i, :] for i in range(len(self.theirs)))
+        return dict(zip(self.theirs, map(self.layout.save, parts), strict=True))
+
 
 def load(table: Iterable[Entry], theirs: Arrays, wanted: Shapes) -> dict:
     """Foreign arrays as ours.
@@ -89,16 +106,8 @@ def load(table: Iterable[Entry], theirs: Arrays, wanted: Shapes) -> dict:
         InputError: names or shapes differ, told in the foreign names.
     """
     table = tuple(table)
-    # Zero strides: the foreign shapes that the table implies, without memory.
-    blank = {e.ours: np.broadcast_to(np.float32(0), wanted[e.ours]) for e in table}
-    check(theirs, {k: x.shape for k, x in save(table, blank).items()})
-
-    def one(entry):
-        if isinstance(entry.theirs, str):
-            return entry.layout.load(theirs[entry.theirs])
-        return np.stack([entry.layout.load(theirs[n]) for n in entry.theirs], -2)
-
-    return {entry.ours: one(entry) for entry in table}
+    check(theirs, foreign_shapes(table, wanted))
+    return {entry.ours: entry.load(theirs.__getitem__) for entry in table}
 
 
 def save(table: Iterable[Entry], ours: Arrays) -> dict:
@@ -111,12 +120,7 @@ def save(table: Iterable[Entry], ours: Arrays) -> dict:
     check(ours, {entry.ours: None for entry in table})
     out = {}
     for entry in table:
-        x, names = ours[entry.ours], entry.theirs
-        if isinstance(names, str):
-            out[names] = entry.layout.save(x)
-        else:
-            parts = (x[..., i, :] for i in range(len(names)))
-            out |= zip(names, map(entry.layout.save, parts), strict=True)
+        out |= entry.save(ours[entry.ours])
     return out
 
 
@@ -150,6 +154,25 @@ def assign(module: nnx.Module, flat: Arrays) -> None:
         # Not jnp.asarray, which compiles a program per shape.
         where = old.sharding if isinstance(old, jax.Array) else None
         p.set_value(jax.device_put(value, where))
+
+
+def shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """The shape of a tensor that a checkpoint of this kind must have.
+
+    Raises:
+        InputError: it has not.
+    """
+    if name not in shapes:
+        raise InputError(f"the sizes cannot be told: {name} is missing")
+    return shapes[name]
+
+
+def foreign_shapes(table: Iterable[Entry], wanted: Shapes) -> dict[str, tuple]:
+    """The foreign names and shapes that a table implies for shapes of ours."""
+    # Zero strides: no memory.
+    table = tuple(table)
+    blank = {e.ours: np.broadcast_to(np.float32(0), wanted[e.ours]) for e in table}
+    return {name: x.shape for name, x in save(table, blank).items()}
 
 
 def under(prefix: str, theirs: Arrays) -> dict[str, np.ndarray]:

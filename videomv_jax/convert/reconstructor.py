@@ -1,8 +1,10 @@
 """Checkpoints of the reconstructor: LGM's, alone or within VideoMV's files."""
 
+import itertools
+
 from videomv_jax.convert import mapping
-from videomv_jax.convert.mapping import Arrays, Entry, Layout
-from videomv_jax.models.reconstructor import Reconstructor
+from videomv_jax.convert.mapping import Arrays, Entry, Layout, Shapes
+from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 
 PREFIX = "lgm_big."
 
@@ -30,6 +32,48 @@ def entries(reconstructor: Reconstructor) -> list[Entry]:
         Entry(path, mapping.rename(path, _RULES), _layout(path, shape))
         for path, shape in shapes.items()
     ]
+
+
+def sizes(
+    shapes: Shapes, *, heads: int = 16, groups: int = 32, within_videomv: bool = False
+) -> ReconstructorConfig:
+    """The config that a checkpoint's names and shapes belong to.
+
+    Args:
+        shapes: of the checkpoint, without a prefix.
+        heads, groups: what shapes do not tell; the released values.
+        within_videomv: the weights come with VideoMV's UNet, whose code normalises
+            quaternions over the scene; LGM's own does so over each Gaussian.
+
+    Raises:
+        InputError: names that the sizes are read from are missing, or the widths do
+            not go with heads and groups.
+    """
+
+    def way(name: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        widths, attention = [], []
+        for i in itertools.count():
+            found = shapes.get(f"unet.{name}_blocks.{i}.nets.0.conv1.weight")
+            if found is None:
+                return tuple(widths), tuple(attention)
+            widths.append(found[0])
+            norm = f"unet.{name}_blocks.{i}.attns.0.norm.weight"
+            attention.append(norm in shapes)
+
+    down, down_attention = way("down")
+    up, up_attention = way("up")
+    layer = "unet.down_blocks.0.nets.{}.conv1.weight".format
+    layers = itertools.takewhile(lambda i: layer(i) in shapes, itertools.count())
+    return ReconstructorConfig(
+        down_channels=down,
+        down_attention=down_attention,
+        up_channels=up,
+        up_attention=up_attention,
+        layers=len(list(layers)),
+        heads=heads,
+        groups=groups,
+        quaternion_norm="components" if within_videomv else "gaussian",
+    )
 
 
 def load(reconstructor: Reconstructor, theirs: Arrays) -> dict:

@@ -5,12 +5,17 @@ diffusers (`UNet3DConditionModel`) nests them by level, as we do, but keeps resi
 blocks, transformers and their temporal parts in parallel lists.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
+import numpy as np
+from flax import nnx
+
 from videomv_jax.convert import mapping
-from videomv_jax.convert.mapping import Arrays, Entry, Layout
-from videomv_jax.models.unet import UNet, UNetConfig
+from videomv_jax.convert.mapping import Arrays, Entry, Layout, Shapes
+from videomv_jax.models.unet import Embedding, UNet, UNetConfig
+from videomv_jax.types import InputError
 
 Source = Literal["videomv", "diffusers"]
 
@@ -68,6 +73,84 @@ def translate(
     """
     rows = (_entry(path, places, source) for path in paths)
     return [row for row in rows if row is not None]
+
+
+def sizes(
+    shapes: Shapes, source: Source, *, head_dim: int = 64, groups: int = 32
+) -> UNetConfig:
+    """The config that a checkpoint's names and shapes belong to.
+
+    Args:
+        shapes: of the checkpoint.
+        source: whose names.
+        head_dim, groups: what shapes do not tell; the released values.
+
+    Raises:
+        InputError: names that the sizes are read from are missing, or the widths do
+            not go with head_dim and groups.
+    """
+    conv_in = {"videomv": "input_blocks.0.0", "diffusers": "conv_in"}[source]
+    inner = {"videomv": "input_blocks.0.1", "diffusers": "transformer_in"}[source]
+    out = {"videomv": "out.2", "diffusers": "conv_out"}[source]
+    dim, in_channels = mapping.shape(shapes, f"{conv_in}.weight")[:2]
+    levels: list[list[int]] = [[]]  # widths of the residual blocks of each level
+    attention = set()
+    for block in itertools.count():
+        if source == "videomv":
+            place = f"input_blocks.{block + 1}"
+            conv, spatial = f"{place}.0.in_layers.2.weight", f"{place}.1.norm.weight"
+            if f"{place}.op.weight" in shapes:
+                levels.append([])
+                continue
+        else:
+            place = f"down_blocks.{len(levels) - 1}"
+            conv = f"{place}.resnets.{len(levels[-1])}.conv1.weight"
+            spatial = f"{place}.attentions.{len(levels[-1])}.norm.weight"
+            if conv not in shapes and f"{place}.downsamplers.0.conv.weight" in shapes:
+                levels.append([])
+                continue
+        if conv not in shapes:
+            break
+        if spatial in shapes:
+            attention.add(len(levels) - 1)
+        levels[-1].append(shapes[conv][0])
+    name = {"videomv": "input_blocks.1.1", "diffusers": "down_blocks.0.attentions.0"}
+    text = f"{name[source]}.transformer_blocks.0.attn2.to_k.weight"
+    heads = mapping.shape(shapes, f"{inner}.proj_in.weight")[0]
+    if not all(levels) or any(level[0] % dim for level in levels) or heads % head_dim:
+        raise InputError(
+            f"the UNet's widths {[dim, *levels]} and {heads} do not fit together; if "
+            f"heads are not {head_dim} wide, set unet.head_dim"
+        )
+    camera = shapes.get("camera_embedding.0.weight")
+    return UNetConfig(
+        in_channels=in_channels,
+        out_channels=mapping.shape(shapes, f"{out}.weight")[0],
+        dim=dim,
+        multipliers=tuple(level[0] // dim for level in levels),
+        res_blocks=len(levels[0]),
+        attention_levels=len(attention),
+        head_dim=head_dim,
+        num_heads=heads // head_dim,
+        context_dim=mapping.shape(shapes, text)[1],
+        camera_dim=camera[1] if camera else 16,
+        fps_condition="fps_embedding.0.weight" in shapes,
+        groups=groups,
+    )
+
+
+def fresh_cameras(config: UNetConfig) -> dict[str, np.ndarray]:
+    """An embedding of cameras for a checkpoint without one, by our paths.
+
+    Its last layer is zero, as where VideoMV's training started: cameras have no
+    effect until they are trained.
+    """
+    embedding = nnx.Dict(
+        camera_embedding=Embedding(
+            config.camera_dim, 4 * config.dim, zero=True, rngs=nnx.Rngs(0)
+        )
+    )
+    return mapping.flatten(embedding)
 
 
 def load(unet: UNet, theirs: Arrays, source: Source = "videomv") -> dict:

@@ -5,12 +5,14 @@ under `first_stage_model.`. Levels of ours follow the order in which they run, a
 diffusers; the original counts those of the decoder from the highest resolution.
 """
 
+import itertools
 import re
 from typing import Literal
 
 from videomv_jax.convert import mapping
-from videomv_jax.convert.mapping import Arrays, Entry, Layout
-from videomv_jax.models.vae import VAE
+from videomv_jax.convert.mapping import Arrays, Entry, Layout, Shapes
+from videomv_jax.models.vae import VAE, VAEConfig
+from videomv_jax.types import InputError
 
 Source = Literal["original", "diffusers"]
 
@@ -60,6 +62,55 @@ def entries(vae: VAE, source: Source = "original") -> list[Entry]:
     return [entry(*item) for item in mapping.shapes(vae).items()]
 
 
+def canonical(name: str) -> str:
+    """A name of an older diffusers file as it is now; others stay as they are."""
+    return mapping.rename(name, _OUTDATED)
+
+
+def sizes(
+    shapes: Shapes, source: Source, *, groups: int = 32, scale_factor: float = 0.18215
+) -> VAEConfig:
+    """The config that a checkpoint's names and shapes belong to.
+
+    Args:
+        shapes: of the checkpoint, by canonical names without a prefix.
+        source: whose names.
+        groups, scale_factor: what shapes do not tell; the released values.
+
+    Raises:
+        InputError: names that the sizes are read from are missing, or the widths do
+            not go with `groups`.
+    """
+    level, block = {
+        "original": ("encoder.down", "block"),
+        "diffusers": ("encoder.down_blocks", "resnets"),
+    }[source]
+    channels = mapping.shape(shapes, "encoder.conv_in.weight")[0]
+    widths = [shapes[n][0] for n in _counted(shapes, level + ".{}." + block + _FIRST)]
+    blocks = _counted(shapes, f"{level}.0.{block}." + "{}.conv2.weight")
+    if not widths or any(width % channels for width in widths):
+        raise InputError(
+            f"the autoencoder's levels are {widths} wide; want multiples of {channels}"
+        )
+    return VAEConfig(
+        channels=channels,
+        multipliers=tuple(width // channels for width in widths),
+        layers=len(list(blocks)),
+        latent_channels=mapping.shape(shapes, "post_quant_conv.weight")[0],
+        groups=groups,
+        scale_factor=scale_factor,
+    )
+
+
+_FIRST = ".0.conv2.weight"
+
+
+def _counted(shapes: Shapes, pattern: str) -> list[str]:
+    """Names that a pattern gives for 0, 1, 2 ... as far as there are any."""
+    names = map(pattern.format, itertools.count())
+    return list(itertools.takewhile(shapes.__contains__, names))
+
+
 def load(vae: VAE, theirs: Arrays, source: Source = "original") -> dict:
     """A foreign checkpoint by our paths, ready for `mapping.assign`.
 
@@ -74,7 +125,7 @@ def load(vae: VAE, theirs: Arrays, source: Source = "original") -> dict:
         InputError: names or shapes do not fit, told in the foreign names.
     """
     if source == "diffusers":
-        own = {mapping.rename(name, _OUTDATED): x for name, x in theirs.items()}
+        own = {canonical(name): x for name, x in theirs.items()}
     else:
         own = mapping.under(PREFIX, theirs) or theirs
     return mapping.load(entries(vae, source), own, mapping.shapes(vae))
