@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from videomv_jax import __version__
+from videomv_jax.cli.convert import convert
 from videomv_jax.cli.data import data
 from videomv_jax.cli.evaluate import evaluate
 from videomv_jax.cli.generate import generate
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(train)
 app.command()(evaluate)
+app.command()(convert)
 app.command()(info)
 app.add_typer(data, name="data")
 

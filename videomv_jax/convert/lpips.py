@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from videomv_jax.convert import mapping
 from videomv_jax.convert.mapping import Arrays, Entry, Layout, Shapes
-from videomv_jax.models.lpips import LPIPS, LPIPSConfig
+from videomv_jax.models.lpips import LPIPS, SCALE, SHIFT, LPIPSConfig
 from videomv_jax.types import InputError
 
 # [1, c, 1, 1] <-> [c]: a map to one number without a bias
@@ -58,6 +58,14 @@ def package_names(config: LPIPSConfig) -> dict[str, str]:
         for level, numbers in enumerate(_numbers(config), 1)
         for number in numbers
         for leaf in ("weight", "bias")
+    }
+
+
+def constants() -> dict[str, np.ndarray]:
+    """What the `lpips` package saves beside parameters: its shift and scale."""
+    return {
+        f"scaling_layer.{name}": np.asarray(x, np.float32).reshape(1, 3, 1, 1)
+        for name, x in (("shift", SHIFT), ("scale", SCALE))
     }
 
 

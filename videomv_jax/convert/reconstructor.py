@@ -52,13 +52,12 @@ def sizes(
 
     def way(name: str) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         widths, attention = [], []
-        for i in itertools.count():
-            found = shapes.get(f"unet.{name}_blocks.{i}.nets.0.conv1.weight")
-            if found is None:
-                return tuple(widths), tuple(attention)
-            widths.append(found[0])
-            norm = f"unet.{name}_blocks.{i}.attns.0.norm.weight"
+        first = "unet.{}_blocks.{}.nets.0.conv1.weight".format
+        while first(name, len(widths)) in shapes:
+            norm = f"unet.{name}_blocks.{len(widths)}.attns.0.norm.weight"
             attention.append(norm in shapes)
+            widths.append(shapes[first(name, len(widths))][0])
+        return tuple(widths), tuple(attention)
 
     down, down_attention = way("down")
     up, up_attention = way("up")

@@ -17,8 +17,8 @@ from videomv_jax.models.layers import Conv
 from videomv_jax.types import InputError
 
 # The metric's own statistics, of images in [-1, 1].
-_SHIFT = (-0.030, -0.088, -0.188)
-_SCALE = (0.458, 0.448, 0.450)
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
 _EPS = 1e-10
 
 
@@ -89,7 +89,7 @@ class LPIPS(nnx.Module):
         batch = images.shape[:-3]
         both = jnp.stack([images, truth]).reshape(-1, *images.shape[-3:])
         shift, scale = (
-            jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (_SHIFT, _SCALE)
+            jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (SHIFT, SCALE)
         )
         x = (2 * both.astype(jnp.float32) - 1 - shift) / scale
         distance = jnp.zeros(len(both) // 2, jnp.float32)
