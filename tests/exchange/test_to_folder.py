@@ -1,6 +1,7 @@
 """Released checkpoints to a model folder: every tensor is used or accounted for."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from flax import nnx
 from videomv_jax import weights
 from videomv_jax.convert import clip, lpips, mapping, reconstructor, unet, vae
 from videomv_jax.exchange.plan import plan
-from videomv_jax.model_folder import load_model, read_config
+from videomv_jax.model_folder import read_config
 from videomv_jax.models.clip import TextEncoder
 from videomv_jax.models.lpips import LPIPS, LPIPSConfig
 from videomv_jax.models.reconstructor import Reconstructor
@@ -104,12 +105,6 @@ def test_the_released_model(
             parts = ("unet", "reconstructor", "vae", "text_encoder")
             assert {name, *(f"{part}.{plain}" for part in parts)} & told, name
 
-    model = load_model(out, dtype="float32")
-    assert model.tokenizer_dir is not None and model.unet is not None
-    np.testing.assert_array_equal(
-        model.reconstructor.mix.kernel[...], stored(out, "reconstructor")["mix.kernel"]
-    )
-
 
 def test_a_partial_set_is_completed_later(
     released, settings, tokenizer_dir, convert, tmp_path
@@ -170,13 +165,7 @@ def test_what_does_not_fit_is_told(small_vae, spoil, words, settings, tmp_path):
     path = save(tmp_path / "v.safetensors", small_vae)
     own = [s for s in settings if s.startswith("vae")]
     made = plan([path], name="x", settings=own)
-    assert any(match_all(words, fault) for fault in made.faults()), made.faults()
-
-
-def match_all(words, text):
-    import re
-
-    return re.search(words, text)
+    assert any(re.search(words, fault) for fault in made.faults()), made.faults()
 
 
 def test_unwanted_tensors_can_be_dropped(small_vae, settings, convert, tmp_path):
