@@ -4,7 +4,7 @@ import dataclasses
 
 from videomv_jax.data import synthetic
 from videomv_jax.data.tokenizer import load_tokenizer, train_tokenizer
-from videomv_jax.model_folder import LoadedModel, load_model
+from videomv_jax.model_folder import PARTS, LoadedModel, load_model
 from videomv_jax.presets import PRESETS
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.step import Task
@@ -36,7 +36,10 @@ def make_task(config: TrainConfig) -> Task:
         captions = [d.text for d in synthetic.sample_descriptions(20_000, 0, "train")]
         assert model.text_encoder is not None
         tokenizer = train_tokenizer(captions, model.text_encoder.vocab)
-    model = dataclasses.replace(model, vae=start.config.vae)
+    # Weights that are given decide the sizes, the preset those of the other parts.
+    given = {part: getattr(start.config, part) for part in PARTS}
+    sizes = {part: size for part, size in given.items() if size is not None}
+    model = dataclasses.replace(model, **({"vae": None} | sizes))
     if config.stage == "diffusion":
         from videomv_jax.training.diffusion import DiffusionTask
 
