@@ -66,7 +66,7 @@ def project(**options):
 def flat_render(monkeypatch):
     """In place of the renderer: rows, columns and the background as colours."""
 
-    def fake(gaussians, cameras, *, background):
+    def fake(gaussians, cameras, *, background, config):
         b, (f, _) = len(gaussians.means), cameras.intrinsics.shape
         focal = cameras.intrinsics[0, 0]
         y, x = jnp.mgrid[: cameras.height, : cameras.width].astype(float) / focal

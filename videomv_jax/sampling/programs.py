@@ -162,6 +162,7 @@ class Programs:
                 self._config.sampling.views_3d,
                 self._config.cameras.background,
                 oversampling=2 if mode == "reference" else 1,
+                original=mode == "reference",
             )
             if mode == "reference":
                 key = jax.random.fold_in(jax.random.key(seed), 1)

@@ -14,7 +14,7 @@ from videomv_jax.models.vae import VAE
 from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.conventions import canonical_frame, plucker_rays
 from videomv_jax.splat.gaussians import Gaussians
-from videomv_jax.splat.renderer import render
+from videomv_jax.splat.renderer import ORIGINAL, render
 from videomv_jax.types import InputError, Latents, PRNGKey
 
 
@@ -36,6 +36,8 @@ class SplatProjection:
             views, and every such row and column is kept. The original takes 2.
         variant: of the reconstructor's frame, see `canonical_frame`; "released"
             repeats the cameras of the original's inference scripts.
+        original: rasterize as the original does, which cuts Gaussians off where the
+            tiles within three standard deviations end.
         chunk: images the decoder and encoder hold in memory at a time, None for all.
     """
 
@@ -46,6 +48,7 @@ class SplatProjection:
     background: float = 0.5
     oversampling: int = 1
     variant: Literal["consistent", "released"] = "consistent"
+    original: bool = False
     chunk: int | None = None
 
     def __post_init__(self):
@@ -75,7 +78,12 @@ class SplatProjection:
         gaussians, cameras, _ = self._reconstruct(x0)
         k = self.oversampling
         large = cameras.resize(k * cameras.height, k * cameras.width)
-        renders = render(gaussians, large, background=self.background)
+        renders = render(
+            gaussians,
+            large,
+            background=self.background,
+            config=ORIGINAL if self.original else None,
+        )
         images = renders.rgb[:, :, ::k, ::k].clip(0, 1)
         latents = self.vae.encode(images, key, chunk=self.chunk)
         return latents, renders.overflow.sum()

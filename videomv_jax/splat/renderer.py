@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
-from videomv_kernels.rasterize import RasterConfig, rasterize
+from videomv_kernels.rasterize import ORIGINAL, RasterConfig, rasterize
 
 from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.gaussians import Gaussians
+
+__all__ = ["ORIGINAL", "RasterConfig", "Renders", "render"]
 
 
 @jax.tree_util.register_dataclass
