@@ -353,9 +353,13 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
         )
         for step in (20, 30, 40)
     }
+    # Many small operations: waiting threads would take longer than the work.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.no_grad():
         given = np.array(noise)[0]
         xs, x0s = their_trajectory(pipeline, made, given, context, drawn)
+    torch.set_num_threads(threads)
 
     table = samplers.project_at_indices(samplers.ddim(programs.schedule, 50))
     state = start(noise)
