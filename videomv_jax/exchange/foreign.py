@@ -11,13 +11,15 @@ import numpy as np
 
 from videomv_jax import atomic, weights
 from videomv_jax.convert import clip, lpips, mapping, pickles, recognise, vae
-from videomv_jax.exchange.folder import ACCOUNT
 from videomv_jax.exchange.plan import BUILDERS, LPIPS_PART
 from videomv_jax.model_folder import TOKENIZER, ModelConfig, abstract, read_config
 from videomv_jax.types import InputError
 from videomv_jax.weights import Tensor
 
 Format = Literal["torch", "diffusers"]
+
+EXPORT = "export.json"
+"""What was left out, and the config.json of the folder that was exported."""
 
 _CAMERAS = "diffusers' UNet has no cameras and no frame rate"
 _NO_PLACE = "diffusers has no place for it"
@@ -72,7 +74,7 @@ def write(
     made = (_torch if format == "torch" else _diffusers)(source, config)
     if not made.files:
         raise InputError(f"{source} has nothing that {format} has a place for")
-    with atomic.replacing(directory, ACCOUNT) as folder:
+    with atomic.replacing(directory, EXPORT) as folder:
         for name, content in made.files.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
@@ -87,7 +89,7 @@ def write(
             (folder / name).write_text(json.dumps(text, indent=2) + "\n")
         told = {"format": format, "left out": made.left_out}
         told["model"] = json.loads(config.to_json())
-        (folder / ACCOUNT).write_text(json.dumps(told, indent=1) + "\n")
+        (folder / EXPORT).write_text(json.dumps(told, indent=1) + "\n")
     return made.left_out
 
 
@@ -136,7 +138,9 @@ def _diffusers(source: Path, config: ModelConfig) -> Foreign:
                 f"unet: num_heads is {sizes.num_heads}; diffusers' UNet has "
                 f"{_DIFFUSERS_HEADS} after its first convolution"
             )
-        made.files[f"unet/{stem}"] = {"": _tensors(source, "unet", sizes, "diffusers")}
+        tensors = _tensors(source, "unet", sizes, "diffusers")
+        own = {k: x for k, x in tensors.items() if not k.startswith("fps_embedding")}
+        made.files[f"unet/{stem}"] = {"": own}
         has = [i < sizes.attention_levels for i in range(len(sizes.widths))]
         made.texts["unet/config.json"] = {
             "_class_name": "UNet3DConditionModel",
