@@ -83,7 +83,7 @@ class SamplingConfig:
         guidance_rescale: share in [0, 1] of the rescaling against over-exposure.
         negative_prompt: text of the unconditional branch; the one it was trained on.
         prompt_suffix: what all its captions ended in, added to prompts without it.
-        steps_3d: where the 3D-aware steps lie, as fractions of the steps.
+        steps_3d: where the 3D-aware steps lie, as fractions of the schedule.
         views_3d: the views the reconstructor sees.
     """
 

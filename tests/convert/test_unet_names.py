@@ -77,13 +77,8 @@ def test_round_trip_is_exact(small, source):
     assert all(x.dtype == np.float32 for x in theirs.values())
     back = names.load(small, theirs, source)
     left_out = {k for k in ours if k not in back}
-    if source == "videomv":
-        assert not left_out
-    else:
-        assert {k.split(".")[0] for k in left_out} == {
-            "camera_embedding",
-            "fps_embedding",
-        }
+    lacking = {"camera_embedding"} if source == "diffusers" else set()
+    assert {k.split(".")[0] for k in left_out} == lacking
     for path, x in back.items():
         np.testing.assert_array_equal(x, ours[path], err_msg=path)
     again = mapping.save(names.entries(small, source), back)

@@ -10,13 +10,26 @@ from videomv_jax.model_folder import CONFIG, read_config
 from videomv_jax.types import InputError
 
 
-def test_a_model_folder_is_not_replaced(small_folder, convert, tmp_path):
-    """Neither the source itself nor another one."""
+@pytest.fixture
+def vae_only(small_folder, tmp_path):
+    """A model folder with an autoencoder alone."""
+    folder = shutil.copytree(small_folder, tmp_path / "vae_only")
+    rest = dict.fromkeys(("unet", "text_encoder", "reconstructor"))
+    config = dataclasses.replace(read_config(folder), **rest)
+    (folder / CONFIG).write_text(config.to_json())
+    return folder
+
+
+def test_a_model_folder_is_not_replaced(vae_only, small_folder, convert, tmp_path):
+    """Neither the source itself nor another one; only an earlier export is."""
     other = shutil.copytree(small_folder, tmp_path / "other")
-    for source in (small_folder, other):
-        arguments = source, "--as", "diffusers", "--to", other
-        assert convert(*arguments, code=2).stderr.startswith("error: ")
-    assert read_config(other).to_json() == read_config(small_folder).to_json()
+    for target in (vae_only, other):
+        with pytest.raises(InputError, match="not ours to replace"):
+            foreign.write(vae_only, target, "diffusers")
+        assert (target / "vae.safetensors").is_file()
+    for _ in range(2):
+        assert foreign.write(vae_only, tmp_path / "out", "diffusers") == {}
+    assert not (tmp_path / "out" / "unet").exists()
 
 
 def test_what_diffusers_cannot_build_is_told(small_folder, convert, tmp_path):

@@ -18,6 +18,7 @@ from videomv_jax.cli.data import data
 from videomv_jax.cli.evaluate import evaluate
 from videomv_jax.cli.generate import generate
 from videomv_jax.cli.info import info
+from videomv_jax.cli.prepare import prepare
 from videomv_jax.cli.train import train
 from videomv_jax.types import InputError
 
@@ -53,6 +54,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(convert)
 app.command()(info)
+app.command()(prepare)
 app.add_typer(data, name="data")
 
 

@@ -1,8 +1,8 @@
 """The UNet's parameters in VideoMV's and in diffusers' checkpoints.
 
 VideoMV (and ModelScope before it) numbers the blocks of each half in one list.
-diffusers (`UNet3DConditionModel`) nests them by level, as we do, but keeps residual
-blocks, transformers and their temporal parts in parallel lists.
+diffusers (`UNet3DConditionModel`, for photos `I2VGenXLUNet`) nests them by level, as we
+do, but keeps residual blocks, transformers and their temporal parts in parallel lists.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from flax import nnx
 
-from videomv_jax.convert import mapping
+from videomv_jax.convert import image_condition, mapping
 from videomv_jax.convert.mapping import Arrays, Entry, Layout, Shapes
 from videomv_jax.models.unet import Embedding, UNet, UNetConfig
 from videomv_jax.types import InputError
@@ -57,7 +57,10 @@ def entries(unet: UNet, source: Source = "videomv") -> list[Entry]:
         ours: {"videomv": videomv, "diffusers": diffusers}[source]
         for ours, videomv, diffusers in _places(unet.config)
     }
-    return translate(mapping.shapes(unet), places, source)
+    paths = list(mapping.shapes(unet))
+    photo = [path for path in paths if path.startswith(image_condition.PREFIX)]
+    rest = [path for path in paths if path not in photo]
+    return translate(rest, places, source) + image_condition.entries(photo, source)
 
 
 def translate(
@@ -176,9 +179,10 @@ def _places(config: UNetConfig) -> Iterator[tuple[str, str, str | None]]:
     """Where each block lives: our prefix, VideoMV's, diffusers'."""
     yield "time_embedding.hidden", "time_embed.0", "time_embedding.linear_1"
     yield "time_embedding.out", "time_embed.2", "time_embedding.linear_2"
-    for name in ("camera_embedding", "fps_embedding"):
-        yield f"{name}.hidden", f"{name}.0", None
-        yield f"{name}.out", f"{name}.2", None
+    for layer, n in (("hidden", 0), ("out", 2)):
+        yield f"camera_embedding.{layer}", f"camera_embedding.{n}", None
+        # Of diffusers' models only the one for photos has it.
+        yield f"fps_embedding.{layer}", f"fps_embedding.{n}", f"fps_embedding.{n}"
     yield "conv_in", "input_blocks.0.0", "conv_in"
     yield "temporal_in", "input_blocks.0.1", "transformer_in"
     last, count = len(config.multipliers) - 1, 1

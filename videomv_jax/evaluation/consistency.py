@@ -53,9 +53,7 @@ def fit(
     optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(schedule))
 
     def loss(raw, views):
-        renders = render(
-            _activate(raw), _repeat(cameras[views], b), background=background
-        )
+        renders = render(_activate(raw), cameras[views], background=background)
         return jnp.square(renders.rgb - images[:, views]).sum()
 
     def body(i, carry):
@@ -86,8 +84,7 @@ def self_consistency(
         options: of `fit`.
     """
     gaussians = fit(images[:, ::2], cameras[::2], background, key, **options)
-    views = _repeat(cameras[1::2], len(images))
-    renders = render(gaussians, views, background=background)
+    renders = render(gaussians, cameras[1::2], background=background)
     return psnr(renders.rgb, images[:, 1::2]).mean(1)
 
 
@@ -114,7 +111,3 @@ def _activate(raw: dict[str, Array]) -> Gaussians:
         jax.nn.sigmoid(raw["opacities"]),
         jax.nn.sigmoid(raw["colors"]),
     )
-
-
-def _repeat(cameras: Cameras, count: int) -> Cameras:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), cameras)

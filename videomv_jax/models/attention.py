@@ -95,6 +95,7 @@ class SelfAttention(nnx.Module):
         heads: int,
         *,
         bias: bool,
+        inner: int | None = None,
         variance: float = 1.0,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -102,7 +103,9 @@ class SelfAttention(nnx.Module):
         """Make the layers.
 
         Args:
-            features: width d, a multiple of `heads`.
+            features: width d.
+            heads: how many.
+            inner: width of all heads together, None for `features`.
             bias: whether queries, keys and values have one; the output always has.
             variance: initial variance of the output, see `layers.linear`.
             dtype: compute type.
@@ -111,14 +114,14 @@ class SelfAttention(nnx.Module):
         self.qkv = layers.linears(
             features,
             3,
-            features,
+            inner or features,
             axes=("embed", "heads"),
             use_bias=bias,
             dtype=dtype,
             rngs=rngs,
         )
         self.out = layers.linear(
-            features,
+            inner or features,
             features,
             axes=("heads", "embed"),
             variance=variance,
@@ -135,4 +138,4 @@ class SelfAttention(nnx.Module):
         q, k, v = (
             qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3)
         )
-        return self.out(attention(q, k, v, mask).reshape(x.shape))
+        return self.out(attention(q, k, v, mask).reshape(*x.shape[:-1], -1))

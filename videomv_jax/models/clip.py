@@ -1,13 +1,16 @@
-"""The text encoder: CLIP's text transformer, read before its last block.
+"""CLIP's two towers: texts to the states of their tokens, images to vectors.
 
 Source: Learning Transferable Visual Models From Natural Language Supervision
-(arXiv:2103.00020) in the form of OpenCLIP: pre-norm, causal, learned positions, exact
-GELU. Diffusion models read the states that enter the last block ("penultimate"), with
-the final norm applied; the skipped block has no parameters here.
+(arXiv:2103.00020) in the form of OpenCLIP: pre-norm, learned positions, exact GELU, and
+causal for texts. Diffusion models read the text states that enter the last block
+("penultimate"), with the final norm applied; the skipped block has no parameters here.
+Of images they read the projected class token, not normalised.
 """
 
 import dataclasses
+from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -52,6 +55,43 @@ class TextConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of an image encoder.
+
+    Attributes:
+        size: height and width of the images it takes.
+        patch: side of the squares that become tokens.
+        width: features of a token.
+        heads: of the attention.
+        layers: blocks.
+        mlp_ratio: hidden width of the feed-forward layers over `width`.
+        features: width of an image's vector.
+        dtype: compute type.
+    """
+
+    size: int = 224
+    patch: int = 14
+    width: int = 1280
+    heads: int = 16
+    layers: int = 32
+    mlp_ratio: int = 4
+    features: int = 1024
+    dtype: DTypeLike = "bfloat16"
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise InputError(f"heads: {self.heads} does not divide width {self.width}")
+        if self.size % self.patch:
+            raise InputError(f"patch: {self.patch} does not divide size {self.size}")
+
+    @property
+    def tokens(self) -> int:
+        """The class token and those of the patches."""
+        return 1 + (self.size // self.patch) ** 2
+
+
+VISION_PRESETS = {"vit_h_14": VisionConfig()}
 PRESETS = {
     "vit_h_14": TextConfig(),
     "tiny": TextConfig(
@@ -66,10 +106,30 @@ PRESETS = {
 }
 
 
-class Block(nnx.Module):
-    """Causal self attention and a feed-forward layer, each after a norm."""
+# Mean and standard deviation of the colours that CLIP was trained on.
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
 
-    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
+
+class BlockSizes(Protocol):
+    """What a block reads of a tower's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def mlp_ratio(self) -> int: ...
+    @property
+    def dtype(self) -> DTypeLike: ...
+
+
+class Block(nnx.Module):
+    """Self attention and a feed-forward layer, each after a norm."""
+
+    def __init__(self, config: BlockSizes, *, rngs: nnx.Rngs):
         width, wide, dtype = config.width, config.mlp_ratio * config.width, config.dtype
         # As OpenCLIP: the deeper the network, the less each branch adds at first.
         share = 0.5 / config.layers
@@ -89,7 +149,7 @@ class Block(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b l d"], mask: Bool[Array, "1 l l"]
+        self, x: Float[Array, "b l d"], mask: Bool[Array, "1 l l"] | None = None
     ) -> Float[Array, "b l d"]:
         x = x + self.attention(self.norm1(x), mask)
         return x + self.mlp_out(gelu(self.mlp_in(self.norm2(x))))
@@ -142,3 +202,71 @@ class TextEncoder(nnx.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.norm_out(x)
+
+
+class VisionEncoder(nnx.Module):
+    """Images to one vector each."""
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.width
+        # A convolution whose stride is its window is one matrix over whole patches.
+        self.patches = linear(
+            3 * config.patch**2,
+            width,
+            axes=(None, "embed"),
+            use_bias=False,
+            dtype=config.dtype,
+            rngs=rngs,
+        )
+        normal = nnx.initializers.normal
+        self.class_token = nnx.Param(
+            normal(width**-0.5)(rngs.params(), (width,), jnp.float32), axes=("embed",)
+        )
+        self.position_embedding = nnx.Param(
+            normal(width**-0.5)(rngs.params(), (config.tokens, width), jnp.float32),
+            axes=("length", "embed"),
+        )
+        self.norm_in = LayerNorm(width, dtype=config.dtype)
+        self.blocks = nnx.List(Block(config, rngs=rngs) for _ in range(config.layers))
+        self.norm_out = LayerNorm(width, dtype=config.dtype)
+        self.projection = linear(
+            width,
+            config.features,
+            axes=("embed", None),
+            use_bias=False,
+            dtype=config.dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
+        """Encode images.
+
+        Args:
+            images: in [0, 1], square; resized to `config.size` with an antialiased
+                linear filter where they have another size, as the original does.
+
+        Returns:
+            Their vectors, float32, not normalised.
+
+        Raises:
+            InputError: images of another shape.
+        """
+        b, h, w, _ = shape = images.shape
+        if h != w or shape[3] != 3:
+            raise InputError(f"images: {shape}; want [b, h, h, 3], cropped squares")
+        size, patch = self.config.size, self.config.patch
+        if h != size:
+            images = jax.image.resize(images, (b, size, size, 3), "linear")
+        mean, std = (
+            jnp.asarray(x, jnp.float32).reshape(1, 1, 1, 3) for x in (_MEAN, _STD)
+        )
+        x = ((images - mean) / std).reshape(b, size // patch, patch, -1, patch, 3)
+        x = x.swapaxes(2, 3).reshape(b, -1, 3 * patch**2)
+        x = self.patches(x).astype(jnp.float32)
+        first = jnp.broadcast_to(self.class_token[...], (b, 1, x.shape[-1]))
+        x = jnp.concatenate([first, x], 1) + self.position_embedding[...][None]
+        x = self.norm_in(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.norm_out(x[:, 0])).astype(jnp.float32)

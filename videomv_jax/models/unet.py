@@ -1,8 +1,9 @@
-"""The text-to-multi-view UNet: noised latents of all views to a prediction.
+"""The multi-view UNet: noised latents of all views to a prediction.
 
-Source: VideoMV (arXiv:2403.12010), which is the text-to-video UNet of ModelScope plus
-an embedding of each view's camera. With `PRESETS["t2v"]` it computes what the released
-weights were trained for.
+Source: VideoMV (arXiv:2403.12010), which is the text-to-video UNet of ModelScope, or
+for photos that of I2VGen-XL, plus an embedding of each view's camera. With
+`PRESETS["t2v"]` and `PRESETS["i2v"]` it computes what the released weights were trained
+for.
 """
 
 import dataclasses
@@ -21,6 +22,11 @@ from videomv_jax.models.blocks import (
     SpatialTransformer,
     TemporalTransformer,
     Video,
+)
+from videomv_jax.models.image_condition import (
+    ImageCondition,
+    ImageConfig,
+    ImagePrompt,
 )
 from videomv_jax.models.layers import Conv, GroupNorm, linear, sinusoid, upsample
 from videomv_jax.types import InputError, PRNGKey, TextStates
@@ -42,6 +48,7 @@ class UNetConfig:
         context_dim: width of the text tokens.
         camera_dim: numbers per camera (a flattened 4x4 matrix).
         fps_condition: whether the model is told the frame rate.
+        image: how the model is told a photo, None if it is not.
         dropout: share of activations dropped in residual blocks while training.
         groups: groups of each group norm. More than one channel per group is needed,
             or the norm erases the embedding.
@@ -60,6 +67,7 @@ class UNetConfig:
     context_dim: int = 1024
     camera_dim: int = 16
     fps_condition: bool = False
+    image: ImageConfig | None = None
     dropout: float = 0.1
     groups: int = 32
     dtype: DTypeLike = jnp.bfloat16
@@ -84,6 +92,7 @@ class UNetConfig:
 
 PRESETS = {
     "t2v": UNetConfig(),
+    "i2v": UNetConfig(fps_condition=True, image=ImageConfig(local_gain=2.0)),
     "tiny": UNetConfig(
         dim=64,
         multipliers=(1, 2),
@@ -163,7 +172,13 @@ class UNet(nnx.Module):
             if config.fps_condition
             else None
         )
-        self.conv_in = conv(config.in_channels, dim)
+        latent = config.in_channels
+        self.image = (
+            ImageCondition(config.image, latent, config.context_dim, 4 * dim, rngs=rngs)
+            if config.image is not None
+            else None
+        )
+        self.conv_in = conv(latent if self.image is None else 2 * latent, dim)
         self.temporal_in = _temporal(config, dim, rngs, config.num_heads)
 
         def stages(i: int, inputs: list[int]) -> list[Stage]:
@@ -199,6 +214,7 @@ class UNet(nnx.Module):
         camera: Float[Array, "b f k"] | None = None,
         *,
         fps: Int[Array, "b"] | Float[Array, "b"] | None = None,
+        image: ImagePrompt | None = None,
         key: PRNGKey | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Predict.
@@ -211,18 +227,24 @@ class UNet(nnx.Module):
             camera: flattened 4x4 OpenGL camera-to-world matrix of each view in the
                 z-up world; None leaves cameras out (single images in joint training).
             fps: frame rate of each clip, for models conditioned on it.
+            image: the first view of each clip, for models that take photos.
             key: dropout key; None for no dropout.
 
         Returns:
             The prediction, float32.
 
         Raises:
-            InputError: shapes that do not fit, or a frame rate given to a model that
-                takes none (or the reverse).
+            InputError: shapes that do not fit, or a frame rate or image given to a
+                model that takes none (or the reverse).
         """
-        self._check(x, t, context, camera, fps)
+        self._check(x, t, context, camera, fps, image)
         embedding = self._embed(x.shape[1], t, camera, fps)
         run, keys = self._runner(), _keys(key)
+        if self.image is not None:
+            assert image is not None
+            features, tokens = self.image(image, x.shape[1])
+            x = jnp.concatenate([x, features], -1)
+            context = jnp.concatenate([context.astype(jnp.float32), tokens], 1)
         x = x.astype(self.config.dtype)
         context = context.astype(self.config.dtype)
 
@@ -270,7 +292,7 @@ class UNet(nnx.Module):
             return lambda module, *args: module(*args)
         return nnx.remat(lambda module, *args: module(*args))
 
-    def _check(self, x, t, context, camera, fps):
+    def _check(self, x, t, context, camera, fps, image):
         config = self.config
         step = 2 ** (len(config.multipliers) - 1)
         if x.ndim != 5 or x.shape[-1] != config.in_channels:
@@ -291,6 +313,15 @@ class UNet(nnx.Module):
         if (fps is None) == config.fps_condition:
             raise InputError(
                 f"fps is {fps}, but fps_condition is {config.fps_condition}"
+            )
+        if (image is None) == (config.image is not None):
+            raise InputError(
+                f"image is {'missing' if image is None else 'given'}, but the model "
+                f"takes {'none' if config.image is None else 'one'}"
+            )
+        if image is not None and image.latent.shape != (b, *x.shape[2:]):
+            raise InputError(
+                f"image.latent is {image.latent.shape}; want {(b, *x.shape[2:])}"
             )
 
 

@@ -195,9 +195,5 @@ class Programs:
 
     def _render(self, gaussians: Gaussians, cameras: Cameras) -> Renders:
         """Every scene from the same cameras, over the model's background."""
-        count = len(gaussians.means)
-        cameras = jax.tree.map(
-            lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), cameras
-        )
         background = jnp.asarray(self._config.cameras.background, jnp.float32)
         return render(gaussians, cameras, background=background)

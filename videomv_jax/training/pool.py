@@ -90,7 +90,8 @@ def encoded(
     for start in track(range(0, len(objects), _CHUNK), "rendering and encoding"):
         # The last chunk is filled up with repeats, so that one program serves all.
         rows = np.minimum(np.arange(start, start + _CHUNK), len(objects) - 1)
-        parts.append(latents(jax.tree.map(lambda x: x[rows], stacked)))  # noqa: B023
+        part = latents(jax.tree.map(lambda x: x[rows], stacked))  # noqa: B023
+        parts.append(part.block_until_ready())  # for the bar to tell the truth
     return Pool(stacked, jnp.asarray(tokens), jnp.concatenate(parts)[: len(objects)])
 
 

@@ -99,9 +99,7 @@ class ReconstructionTask:
             seen = jnp.concatenate([guess, seen[self._corrupted :]])
         gaussians = self._reconstruct(networks, seen, inputs)
         background = jax.random.uniform(key_background, (3,))
-        renders = render(
-            gaussians, self._views(views, len(index)), background=background
-        )
+        renders = render(gaussians, self._canonical[views], background=background)
         shift = (background - grey).reshape(1, 1, 1, 1, 3)
         wanted = rgb + (1 - alpha[..., None]) * shift
         color = jnp.square(renders.rgb - wanted).mean()
@@ -153,13 +151,6 @@ class ReconstructionTask:
         rays = jnp.broadcast_to(rays[None], (len(images), *rays.shape))
         return networks["reconstructor"](images, rays)
 
-    def _views(self, views: Array, count: int):
-        """The canonical cameras of some views, once per object."""
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x[None], (count, *x.shape)),
-            self._canonical[views],
-        )
-
     def _shown(self, params: Params, constants: Any) -> tuple[Array, Renders]:
         count = len(self._cameras.intrinsics)
         inputs = jnp.arange(INPUTS) * (count // INPUTS)
@@ -170,8 +161,8 @@ class ReconstructionTask:
         gaussians = self._reconstruct(
             self.networks.merge(params), rgb[:, inputs], inputs
         )
-        views = self._views(between, len(rgb))
-        return rgb[:, between], render(gaussians, views, background=grey)
+        renders = render(gaussians, self._canonical[between], background=grey)
+        return rgb[:, between], renders
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:
         """Per object: views between the inputs, above the Gaussians' renders."""

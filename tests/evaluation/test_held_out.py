@@ -1,0 +1,85 @@
+"""The table over held-out captions, with models that know the truth or do not."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from videomv_jax.evaluation import held_out
+from videomv_jax.types import InputError
+
+
+class Oracle:
+    """Answers each caption with its true views; notes how it was asked."""
+
+    def __init__(self, config, data):
+        self.config = config
+        self.truth = dict(zip(data.captions, data.views, strict=True))
+        self.asked = []
+
+    def generate(self, captions, **options):
+        self.asked.append((tuple(captions), options))
+        views = np.stack([self.truth[caption] for caption in captions])
+        return types.SimpleNamespace(views=views, gaussians=None)
+
+
+@pytest.fixture(scope="module")
+def data(small_model):
+    return held_out.held_out(small_model, 4, seed=0)
+
+
+def test_captions_come_with_their_truth(data, small_model):
+    cameras = small_model.config.cameras
+    shape = (4, cameras.views, cameras.size, cameras.size, 3)
+    assert data.views.shape == data.between.shape == shape
+    assert len(set(data.captions)) == 4
+    assert not np.allclose(data.views, data.between)
+    assert data.views.std((2, 3)).min() > 0  # something is seen in every view
+
+
+def test_who_knows_the_truth_scores_full_marks(data, small_model):
+    oracle = Oracle(small_model.config, data)
+    rows = dict(held_out.table(oracle, data, batch=2, seed=5, steps=3))
+    assert set(rows) == {"plain", "3D-aware"}
+    for row in rows.values():
+        assert row["psnr"] == pytest.approx(100)
+        assert row["ssim"] == pytest.approx(1)
+    captions = data.captions
+    for asked, steps_3d in (
+        (oracle.asked[:2], ()),
+        (oracle.asked[2:], small_model.config.sampling.steps_3d),
+    ):
+        assert asked == [
+            (tuple(captions[:2]), {"seed": 5, "steps": 3, "steps_3d": steps_3d}),
+            (tuple(captions[2:]), {"seed": 7, "steps": 3, "steps_3d": steps_3d}),
+        ]
+
+
+def test_who_takes_captions_for_each_other_does_not(data, small_model):
+    confused = Oracle(small_model.config, data)
+    confused.truth = dict(zip(data.captions, data.views[::-1], strict=True))
+    row = dict(held_out.table(confused, data, batch=4))["plain"]
+    assert row["psnr"] < 30
+    assert row["ssim"] < 0.95
+
+
+def test_a_model_is_judged_with_its_gaussians(data, small_model):
+    rows = dict(held_out.table(small_model, data, batch=4))
+    assert set(rows["3D-aware"]) == {"psnr", "ssim", "gaussians_psnr"}
+    assert all(np.isfinite(list(row.values())).all() for row in rows.values())
+
+
+def test_a_model_without_reconstructor_has_one_row(data, small_model):
+    config = dataclasses.replace(small_model.config, reconstructor=None)
+    assert [n for n, _ in held_out.table(Oracle(config, data), data, batch=4)] == [
+        "plain"
+    ]
+
+
+def test_bad_input(data, small_model):
+    with pytest.raises(InputError, match="batch: 3 does not divide 4"):
+        dict(held_out.table(small_model, data, batch=3))
+    config = dataclasses.replace(small_model.config, caption_grammar=None)
+    with pytest.raises(InputError, match="no ground truth"):
+        held_out.held_out(Oracle(config, data), 1, seed=0)
