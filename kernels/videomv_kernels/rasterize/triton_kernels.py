@@ -396,11 +396,9 @@ def blend(edges, ids, table, plan: Plan, n: int, mask: int, *, interpret: bool):
         shape_like((tiles, *block), jnp.float32, table),
         warps=1,
         interpret=interpret,
-        out_specs=pl.BlockSpec(
-            (1, channels, lines, WARP), lambda tile: (tile, 0, 0, 0)
-        ),
+        out_specs=pl.BlockSpec((1, *block), lambda tile: (tile, 0, 0, 0)),
     )
-    return out.reshape(tiles, channels, lines * WARP)
+    return out.reshape(tiles, channels, -1)
 
 
 def _fold(values):
