@@ -76,10 +76,10 @@ def _plan(config: RasterConfig, views, n, height, width) -> Plan:
         raise Unsupported("implementation 'gpu' has no extents='original'; use 'xla'")
     ty, tx = plan.tile
     warp = kernels.WARP
-    if ty & (ty - 1) or tx & (tx - 1) or tx > warp or ty * tx % warp:
+    if ty & (ty - 1) or tx & (tx - 1) or ty > warp or ty * tx < warp:
         raise Unsupported(
             f"tile is {plan.tile}; implementation 'gpu' wants powers of two, at most "
-            f"{warp} wide, and a multiple of {warp} pixels"
+            f"{warp} high and at least {warp} pixels"
         )
     if max(plan.grid) >= _MAX_SIDE:
         raise Unsupported(
@@ -171,7 +171,14 @@ def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
     keys, *ranks = kernels.emit(start, table, boxes, plan, bits, interpret=interpret)
     ids, places, edges = _sort_pairs(keys, ranks, plan, bits, views)
     tiles = kernels.blend(
-        edges, ids.reshape(-1), table, plan, n, _mask(bits), interpret=interpret
+        edges,
+        ids.reshape(-1),
+        table,
+        plan,
+        n,
+        splats.colors.shape[-1],
+        _mask(bits),
+        interpret=interpret,
     )
     tiles = tiles.reshape(views, plan.tiles, *tiles.shape[1:])
     saved = Saved(

@@ -1,12 +1,13 @@
 """The GPU's kernels, in Pallas for Triton: everything that names Triton is here.
 
 One lane per Gaussian in `pack`, `emit` and `add_rows`; one warp per tile in `blend` and
-`blend_gradient`, where each lane holds the pixels `p = 32 r + lane` of a tile. Nothing
+`blend_gradient`, where each lane holds a few pixels side by side. Nothing
 is added with atomics: a pair's gradient is a row in a place of its own, and a
 Gaussian's rows, which lie one after the other, are added in their order.
 
 Exponents are base 2, `log2(alpha) = l + A dx^2 + B dx dy + C dy^2`, and a Gaussian is a
-row of the table: x, y, A, B, C, l, depth, colours.
+row of the table: x, y, A, B, C, l, depth, colours, and whatever fills it up to a power
+of two, without which each scalar load takes two more instructions for its address.
 """
 
 import functools
@@ -62,6 +63,11 @@ def _call(
 
 
 # ------------------------------------------------------------- one lane per Gaussian
+
+
+def table_width(channels: int) -> int:
+    """Columns of the table."""
+    return pl.next_power_of_2(GEOMETRY + channels)
 
 
 def _lanes(count: int, total: int):
@@ -166,7 +172,7 @@ def pack(order, planes, boxes, colors, plan: Plan, *, interpret: bool):
         colors: `[s, n, c]`.
 
     Returns:
-        Table `[g * n, 7 + c]`, boxes `[2, g * n]` and counts `[g * n]`.
+        Table `[g * n, f]`, boxes `[2, g * n]` and counts `[g * n]`.
     """
     (views, n), (scenes, _, channels) = order.shape, colors.shape
     total = views * n
@@ -176,7 +182,7 @@ def pack(order, planes, boxes, colors, plan: Plan, *, interpret: bool):
     inputs = [x.reshape(total) for x in (order, *planes, *boxes)]
     inputs.append(colors.reshape(-1, channels))
     outputs = (
-        shape_like((total, GEOMETRY + channels), jnp.float32, order),
+        shape_like((total, table_width(channels)), jnp.float32, order),
         shape_like((2, total), jnp.int32, order),
         shape_like((total,), jnp.int32, order),
     )
@@ -297,20 +303,29 @@ def add_rows(start, count, order, rows, plan: Plan, *, interpret: bool):
 # ------------------------------------------------------------------- one warp per tile
 
 
+def _block(plan: Plan) -> tuple[int, int]:
+    """Lanes, and pixels of each. Neighbours in a lane are neighbours in a row.
+
+    This is the layout in which Triton loads an array of this shape in wide words, so
+    sums over a lane's pixels stay in registers.
+    """
+    return WARP, plan.tile[0] * plan.tile[1] // WARP
+
+
 def _tile_of_program(plan: Plan):
-    """View of this program's tile, and x `[1, 32]` and y `[r, 32]` of its pixels."""
+    """View of this program's tile, and x `[32, r]` and y `[32, 1]` of its pixels."""
     program = pl.program_id(0)
     view = lax.div(program, jnp.int32(plan.tiles))
     tile = program - view * plan.tiles
     row = lax.div(tile, jnp.int32(plan.grid[1]))
     column = tile - row * plan.grid[1]
-    (height, width), lines = plan.tile, WARP // plan.tile[1]
-    lane = lax.broadcasted_iota(jnp.int32, (1, WARP), 1)
-    x = (lane & (width - 1)) + column * width
-    shape = (height // lines, WARP)
-    line = lax.broadcasted_iota(jnp.int32, shape, 0) * lines
-    lane = lax.broadcasted_iota(jnp.int32, shape, 1)
-    y = line + lax.div(lane, jnp.full_like(lane, width)) + row * height
+    (height, width), (lanes, pixels) = plan.tile, _block(plan)
+    per_line = width // pixels  # a power of two
+    lane = lax.broadcasted_iota(jnp.int32, (lanes, 1), 0)
+    y = lax.div(lane, jnp.full_like(lane, per_line)) + row * height
+    lane = lax.broadcasted_iota(jnp.int32, (lanes, pixels), 0) & (per_line - 1)
+    x = lane * pixels + lax.broadcasted_iota(jnp.int32, (lanes, pixels), 1)
+    x = x + column * width
     return view, x.astype(jnp.float32) + 0.5, y.astype(jnp.float32) + 0.5
 
 
@@ -320,11 +335,11 @@ def _range(edges, view, plan: Plan):
     return edges[entry], edges[entry + 1]
 
 
-def _row_of(ids, table, place, view, n: int, mask: int):
-    """The row of a pair as scalars."""
+def _row_of(ids, table, place, view, n: int, mask: int, width: int):
+    """The row of a pair, `width` scalars."""
     rank = (ids[place] & np.uint32(mask)).astype(jnp.int32)
     row = view * n + rank
-    return [table[row, column] for column in range(table.shape[1])]
+    return [table[row, column] for column in range(width)]
 
 
 def _alpha(row, log_opacity, x, y, plan: Plan):
@@ -350,12 +365,14 @@ def _blend_kernel(edges, ids, table, out, *, plan: Plan, n: int, mask: int):
     view, x, y = _tile_of_program(plan)
     start, end = _range(edges, view, plan)
     drop = plan.config.stop_rule == "drop"
+    channels = out.shape[1]
+    width = GEOMETRY + channels - 2
 
     def step(state):
         place, transmittance, _, *sums = state
         # All loads first: they wait for each other, the blending for them.
         places = [jnp.minimum(place + k, end - 1) for k in range(plan.chunk)]
-        rows = [_row_of(ids, table, p, view, n, mask) for p in places]
+        rows = [_row_of(ids, table, p, view, n, mask, width) for p in places]
         for k, row in enumerate(rows):
             log_opacity = jnp.where(place + k < end, row[5], _EMPTY)
             *_, alpha = _alpha(row, log_opacity, x, y, plan)
@@ -367,8 +384,7 @@ def _blend_kernel(edges, ids, table, out, *, plan: Plan, n: int, mask: int):
     def more(state):
         return (state[0] < end) & (state[2] >= plan.config.stop_transmittance)
 
-    zero = jnp.zeros(y.shape, jnp.float32)
-    channels = out.shape[1]
+    zero = jnp.zeros(x.shape, jnp.float32)
     sums = [zero] * (channels if drop else channels - 1)
     state = (start, zero + 1, jnp.float32(1), *sums)
     _, transmittance, _, *sums = lax.while_loop(more, step, state)
@@ -378,16 +394,17 @@ def _blend_kernel(edges, ids, table, out, *, plan: Plan, n: int, mask: int):
         out[0, channel] = value
 
 
-def blend(edges, ids, table, plan: Plan, n: int, mask: int, *, interpret: bool):
+def blend(
+    edges, ids, table, plan: Plan, n: int, channels: int, mask: int, *, interpret: bool
+):
     """Colours, depth and alpha at the pixels of every tile, `[g * tiles, c + 2, P]`.
 
     Args:
         edges: `[g, tiles + 1]`, borders of the tiles' lists in `ids`.
         ids: `[g * capacity]`, whose bits under `mask` are depth ranks.
-        table: what `pack` returns.
+        table: what `pack` returns, for `channels` colours.
     """
-    tiles, channels = edges.shape[0] * plan.tiles, table.shape[1] - GEOMETRY + 2
-    block = (channels, plan.tile[0] * plan.tile[1] // WARP, WARP)
+    tiles, block = edges.shape[0] * plan.tiles, (channels + 2, *_block(plan))
     out = _call(
         functools.partial(_blend_kernel, plan=plan, n=n, mask=mask),
         "blend",
@@ -398,7 +415,7 @@ def blend(edges, ids, table, plan: Plan, n: int, mask: int, *, interpret: bool):
         interpret=interpret,
         out_specs=pl.BlockSpec((1, *block), lambda tile: (tile, 0, 0, 0)),
     )
-    return out.reshape(tiles, channels, -1)
+    return out.reshape(tiles, channels + 2, -1)
 
 
 def _fold(values):
@@ -431,19 +448,30 @@ def _folded():
     return sum(((lane >> k) & 1) << (4 - k) for k in range(5))
 
 
+def _ones_laid_out_as(loaded):
+    """Ones that Triton cannot tell from what was loaded.
+
+    A loop keeps the layout its state begins with, and a constant has another than a
+    load: eight shuffles each turn to convert it.
+    """
+    bits = lax.bitcast_convert_type(loaded, jnp.int32)
+    for shift in (31, 1):
+        bits = lax.shift_right_logical(bits, jnp.full_like(bits, shift))
+    return 1.0 + bits.astype(jnp.float32)
+
+
 def _blend_gradient_kernel(
     edges, ids, places, table, grad, total, rows, *, plan: Plan, n: int, mask: int
 ):
     view, x, y = _tile_of_program(plan)
     start, end = _range(edges, view, plan)
-    channels = table.shape[1] - GEOMETRY + 1
-    grads = [grad[0, channel] for channel in range(channels + 1)]
+    grads = [grad[0, channel] for channel in range(grad.shape[1])]
     width = rows.shape[1]
     column = _folded()
 
     def one(place, state):
         transmittance, behind = state
-        row = _row_of(ids, table, place, view, n, mask)
+        row = _row_of(ids, table, place, view, n, mask, width)
         dx, dy, raw, alpha = _alpha(row, row[5], x, y, plan)
         weight, after = _weigh(alpha, transmittance, plan)
         seen = grads[-1]
@@ -453,11 +481,11 @@ def _blend_gradient_kernel(
         d_alpha = transmittance * seen - behind / (1 - alpha)
         counts = (weight > 0) & (raw <= plan.config.alpha_max)
         d_power = jnp.where(counts, d_alpha * raw, 0.0)
-        moved = d_power * dy
-        s, sy, syy = (v.sum(0) for v in (d_power, moved, moved * dy))
-        dx = dx.reshape(WARP)
-        sums = [s, s * dx, sy, s * dx * dx, sy * dx, syy]
-        sums += [(weight * g).sum(0) for g in (grads[-2], *grads[:-2])]
+        moved = d_power * dx
+        s, sx, sxx = (v.sum(1) for v in (d_power, moved, moved * dx))
+        dy = dy.reshape(WARP)
+        sums = [s, sx, s * dy, sxx, sx * dy, s * dy * dy]
+        sums += [(weight * g).sum(1) for g in (grads[-2], *grads[:-2])]
         slot = view * plan.capacity + places[place]
         for first in range(0, width, WARP):
             own = column + first
@@ -477,7 +505,7 @@ def _blend_gradient_kernel(
     def more(state):
         return (state[0] < end) & (state[3] >= plan.config.stop_transmittance)
 
-    state = (start, jnp.ones(y.shape, jnp.float32), total[0], jnp.float32(1))
+    state = (start, _ones_laid_out_as(total[0]), total[0], jnp.float32(1))
     place, *_ = lax.while_loop(more, step, state)
 
     # Rows of what the stop rule left out.
@@ -516,9 +544,8 @@ def blend_gradient(
         and colours. Places without a pair hold anything.
     """
     views = edges.shape[0]
-    tiles, width = views * plan.tiles, table.shape[1]
-    lines = plan.tile[0] * plan.tile[1] // WARP
-    channels = grad.shape[1]
+    tiles, channels = views * plan.tiles, grad.shape[1]
+    block, width = _block(plan), GEOMETRY + channels - 2
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return _call(
         functools.partial(_blend_gradient_kernel, plan=plan, n=n, mask=mask),
@@ -529,15 +556,15 @@ def blend_gradient(
             ids,
             places,
             table,
-            grad.reshape(tiles, channels, lines, WARP),
-            total.reshape(tiles, lines, WARP),
+            grad.reshape(tiles, channels, *block),
+            total.reshape(tiles, *block),
         ],
         shape_like((views * plan.capacity, width), jnp.float32, table),
         warps=1,
         interpret=interpret,
         in_specs=[anywhere] * 4
         + [
-            pl.BlockSpec((1, channels, lines, WARP), lambda tile: (tile, 0, 0, 0)),
-            pl.BlockSpec((1, lines, WARP), lambda tile: (tile, 0, 0)),
+            pl.BlockSpec((1, channels, *block), lambda tile: (tile, 0, 0, 0)),
+            pl.BlockSpec((1, *block), lambda tile: (tile, 0, 0)),
         ],
     )
