@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from videomv_kernels.rasterize import rasterize
+from videomv_kernels.rasterize import ORIGINAL, rasterize
 
 SIZE = {"height": 20, "width": 28}
 CAMERA = ("world_to_camera", "intrinsics")
+TRITON = "__gpu$xla.gpu.triton"
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +122,28 @@ def test_same_bits_twice(inputs):
 
 
 def test_lowers_for_other_devices(inputs):
-    """Where a GPU would take the other driver, without one at hand."""
+    """Each platform's own kernels, forward and backward, without one at hand."""
     traced = jax.jit(jax.grad(loss)).trace(inputs)
-    sizes = {
-        platform: len(traced.lower(lowering_platforms=(platform,)).as_text())
-        for platform in ("cpu", "cuda", "tpu")
-    }
-    assert sizes["cuda"] != sizes["cpu"] == sizes["tpu"]
+    kernels = {"cpu": (0, 0), "cuda": (5, 0), "tpu": (0, 2)}
+    for platform, wanted in kernels.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = [text.count(f"@{name}") for name in (TRITON, "tpu_custom_call")]
+        assert tuple(found) == wanted, platform
+
+
+@pytest.mark.parametrize("name, other", [("gpu", "tpu"), ("tpu", "cuda")])
+def test_a_named_backend_never_falls_back(inputs, name, other):
+    named = functools.partial(rasterize, implementation=name, **SIZE)
+    with pytest.raises(ValueError, match=f"{name!r} runs on .*, not on cpu"):
+        named(**inputs)
+    with pytest.raises(ValueError, match=f"{name!r} runs on .*, not on {other}"):
+        jax.jit(named).trace(**inputs).lower(lowering_platforms=(other,))
+    with pytest.raises(ValueError, match=f"{name!r} has no extents='original'"):
+        named(**inputs, config=ORIGINAL)
+
+
+def test_what_only_xla_does_goes_there(inputs):
+    """Without a name: the original's rules need no other backend's consent."""
+    run = functools.partial(rasterize, config=ORIGINAL, **SIZE)
+    lowered = jax.jit(run).trace(**inputs).lower(lowering_platforms=("cuda",))
+    assert f"@{TRITON}" not in lowered.as_text()

@@ -9,13 +9,19 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from videomv_kernels.rasterize import reference
+from videomv_kernels.rasterize import gpu, reference, tpu
 from videomv_kernels.rasterize.config import INT32_MAX, RasterConfig
 from videomv_kernels.rasterize.project import project
 from videomv_kernels.rasterize.splats import Splats, pixel_bounds
-from videomv_kernels.rasterize.vjp import Backend, splat
+from videomv_kernels.rasterize.vjp import Backend, by_platform, only_on, splat
 
-BACKENDS: dict[str, Backend] = {"xla": reference.make_backend()}
+_XLA, _GPU, _TPU = (room.make_backend() for room in (reference, gpu, tpu))
+BACKENDS: dict[str, Backend] = {
+    "xla": _XLA,
+    "gpu": only_on(_GPU, "gpu", "cuda"),
+    "tpu": only_on(_TPU, "tpu", "tpu"),
+}
+_AUTOMATIC = by_platform({"cuda": _GPU, "tpu": _TPU}, _XLA)
 MAX_CHANNELS = 32
 
 
@@ -71,17 +77,20 @@ def rasterize(
         background: what is behind: None (zeros), a scalar, `[c]`, or one colour per
             view, `[v, c]` or `[*b, v, c]`.
         config: settings; None for the defaults.
-        implementation: a name in `BACKENDS`, or None for the best of the platform.
+        implementation: "xla" (any device; the specification), "gpu" (CUDA) or "tpu".
+            None: the platform's own where it supports the config, else "xla". A named
+            one never falls back.
 
     Raises:
-        ValueError: unknown implementation, or sizes that do not fit together.
+        ValueError: unknown implementation, one that does not support the config or,
+            when it is lowered, the platform; sizes that do not fit together.
     """
-    if implementation not in (None, *BACKENDS):
+    if implementation is not None and implementation not in BACKENDS:
         raise ValueError(
             f"implementation is {implementation!r}; choose from {sorted(BACKENDS)} "
             "or None"
         )
-    backend = BACKENDS[implementation or "xla"]
+    backend = BACKENDS[implementation] if implementation else _AUTOMATIC
     arrays = dict(
         means=means,
         quats=quats,

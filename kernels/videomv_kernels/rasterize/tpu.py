@@ -105,19 +105,19 @@ def _chunk_lists(edges, plan: Plan):
 def _features(table, bins, lists, plan: Plan):
     """`[F, C * K]`: what the kernels read of each column. Differentiable in `table`."""
     tile, _, position, valid = lists
-    views, n, width = table.shape
+    views, n, _ = table.shape
     offset = jnp.arange(views, dtype=jnp.int32)[:, None] * n
     index = (bins.ids + offset).reshape(-1).at[position].get(mode="clip")
     # Planes, not rows: a TPU pads the last axis to 128, so that rows of ten would take
     # 512 bytes each.
-    planes = table.reshape(views * n, width).T
+    planes = table.reshape(views * n, -1).T
     x, y, a, b, c, log_opacity, depth, *colors = (
         plane.at[index].get(mode="promise_in_bounds") for plane in planes
     )
-    rows, columns = plan.grid
-    tile = tile % (rows * columns)
-    x = x - (tile % columns * plan.tile[1] + plan.tile[1] / 2)[:, None]
-    y = y - (tile // columns * plan.tile[0] + plan.tile[0] / 2)[:, None]
+    (rows, columns), (height, width) = plan.grid, plan.tile
+    row, column = jnp.divmod(tile % (rows * columns), columns)
+    x = x - (column.astype(jnp.float32) * width + width / 2)[:, None]
+    y = y - (row.astype(jnp.float32) * height + height / 2)[:, None]
     q1, q2 = a * x + b * y, b * x + c * y
     q0 = log_opacity - 0.5 * (q1 * x + q2 * y)
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)

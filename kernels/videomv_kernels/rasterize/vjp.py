@@ -7,6 +7,7 @@ platform live here once.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from videomv_kernels.rasterize.config import Plan, RasterConfig, Unsupported
+from videomv_kernels.rasterize.compat import require_platform
+from videomv_kernels.rasterize.config import RasterConfig, Unsupported
 from videomv_kernels.rasterize.splats import Bounds, Splats
 
 
@@ -39,9 +41,14 @@ class Backend:
 
 
 def splat(
-    splats: Splats, bounds: Bounds, plan: Plan, backend: Backend
+    splats: Splats, bounds: Bounds, plan, backend: Backend
 ) -> tuple[Float[Array, "g h w c"], Int[Array, "g"]]:
     """Sort and blend g views.
+
+    Args:
+        splats, bounds: see there.
+        plan: what `backend.plan` returned.
+        backend: who does it.
 
     Returns:
         Images with colours, depth and alpha as channels, and the number of pairs that
@@ -50,10 +57,21 @@ def splat(
     return _splat(splats, bounds, plan, backend)
 
 
+# Traced once for each shape and plan, however many programs use them.
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _run_forward(backend: Backend, plan, splats, bounds):
+    return backend.forward(splats, bounds, plan)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _run_backward(backend: Backend, plan, saved, grad):
+    return backend.backward(saved, grad, plan)
+
+
 def _splat_forward(splats, bounds, plan, backend: Backend):
     @_fold_vmap
     def run(splats, bounds):
-        return backend.forward(splats, bounds, plan)
+        return _run_forward(backend, plan, splats, bounds)
 
     images, overflow, saved = run(splats, bounds)
     return (images, overflow), (saved, bounds)
@@ -62,7 +80,7 @@ def _splat_forward(splats, bounds, plan, backend: Backend):
 def _splat_backward(plan, backend: Backend, residuals, grads):
     @_fold_vmap
     def run(saved, grad):
-        return backend.backward(saved, grad, plan)
+        return _run_backward(backend, plan, saved, grad)
 
     saved, bounds = residuals
     none = jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), bounds)
@@ -99,6 +117,16 @@ def _fold_vmap(function):
     return mapped
 
 
+def only_on(backend: Backend, name: str, *platforms: str) -> Backend:
+    """The backend, with an error where it is lowered for another platform."""
+
+    def forward(splats, bounds, plan):
+        depth = require_platform(splats.depth, name, platforms)
+        return backend.forward(splats._replace(depth=depth), bounds, plan)
+
+    return dataclasses.replace(backend, forward=forward)
+
+
 def by_platform(backends: dict[str, Backend], default: Backend) -> Backend:
     """The backend of the platform it is lowered for.
 
@@ -108,62 +136,50 @@ def by_platform(backends: dict[str, Backend], default: Backend) -> Backend:
         default: for all other platforms; supports everything.
     """
 
-    def plan(*args):
-        plans = {}
+    def choose(config, *sizes):
+        plans = [(None, default.plan(config, *sizes))]
         for platform, backend in backends.items():
             try:
-                plans[platform] = backend.plan(*args)
+                plans.append((platform, backend.plan(config, *sizes)))
             except Unsupported:
                 continue
-        return (*plans.items(), (None, default.plan(*args)))
+        return tuple(plans)
 
-    def choose(plans, function):
-        """Keyword arguments of `platform_dependent`."""
-        chosen = {
-            platform: function(platform, backends[platform], plan)
-            for platform, plan in plans[:-1]
-        }
-        return chosen, function(None, default, plans[-1][1])
+    def dispatch(branches, *args):
+        platforms = {k: f for k, f in branches.items() if k is not None}
+        return lax.platform_dependent(*args, default=branches[None], **platforms)
 
     def forward(splats, bounds, plans):
+        runs = {}
+        for platform, plan in plans:
+            backend = backends.get(platform, default)
+            runs[platform] = functools.partial(_run_forward, backend, plan)
         # What one platform saves is zero elsewhere, where nothing reads it.
-        saved = {
-            platform: jax.eval_shape(
-                lambda *args, platform=platform, plan=plan: backends.get(
-                    platform, default
-                ).forward(*args, plan)[2],
-                splats,
-                bounds,
-            )
-            for platform, plan in plans
-        }
+        shapes = [jax.eval_shape(run, splats, bounds)[2] for run in runs.values()]
 
-        def branch(platform, backend, plan):
-            def run(splats, bounds):
-                images, overflow, own = backend.forward(splats, bounds, plan)
-                everything = {
-                    other: own if other == platform else _zeros(shapes, overflow)
-                    for other, shapes in saved.items()
-                }
-                return images, overflow, list(everything.values())
+        def branch(place, run):
+            def filled(splats, bounds):
+                images, overflow, own = run(splats, bounds)
+                saved = [_zeros(shape, overflow) for shape in shapes]
+                saved[place] = own
+                return images, overflow, saved
 
-            return run
+            return filled
 
-        chosen, other = choose(plans, branch)
-        return lax.platform_dependent(splats, bounds, **chosen, default=other)
+        branches = {k: branch(i, run) for i, (k, run) in enumerate(runs.items())}
+        return dispatch(branches, splats, bounds)
 
     def backward(saved, grad, plans):
-        place = {platform: i for i, (platform, _) in enumerate(plans)}
+        def branch(place, backend, plan):
+            return lambda saved, grad: _run_backward(backend, plan, saved[place], grad)
 
-        def branch(platform, backend, plan):
-            return lambda saved, grad: backend.backward(
-                saved[place[platform]], grad, plan
-            )
+        branches = {
+            platform: branch(i, backends.get(platform, default), plan)
+            for i, (platform, plan) in enumerate(plans)
+        }
+        return dispatch(branches, saved, grad)
 
-        chosen, other = choose(plans, branch)
-        return lax.platform_dependent(saved, grad, **chosen, default=other)
-
-    return Backend(plan, forward, backward)
+    return Backend(choose, forward, backward)
 
 
 def _zeros(shapes, like):
