@@ -15,7 +15,7 @@ from videomv_kernels.rasterize.api import render_with
 ROOMS = {"gpu": gpu, "tpu": tpu}
 # Relative to the largest gradient of an array. The TPU's matrix unit takes two bfloat16
 # parts of each number, 16 bits.
-ERROR = {"gpu": 2e-5, "tpu": 1e-3}
+ERROR = {"gpu": 1e-4, "tpu": 1e-3}
 CAMERA = ("world_to_camera", "intrinsics")
 
 
@@ -24,7 +24,8 @@ def backend(name):
     return ROOMS[name].make_backend(interpret=True) if name in ROOMS else XLA
 
 
-XLA = reference.make_backend()
+# One tile at a time, whose stop rule then does not wait for its neighbours'.
+XLA = reference.make_backend(1)
 
 
 @functools.cache
@@ -51,28 +52,20 @@ def assert_same(name, result, wanted):
     for field in ("rgb", "alpha", "depth"):
         x, y = getattr(out, field), getattr(other, field)
         np.testing.assert_allclose(x, y, atol=1e-4 if name == "tpu" else 2e-5)
+    largest = max(np.abs(grad).max() for grad in other_grads.values())
     for key, y in other_grads.items():
-        limit = ERROR[name] * max(np.abs(y).max(), 1e-3)
+        limit = ERROR[name] * max(np.abs(y).max(), 1e-2 * largest)
         np.testing.assert_allclose(grads[key], y, rtol=0, atol=limit, err_msg=key)
 
 
 @pytest.mark.parametrize(
-    "name, tile, chunk, rule",
-    [
-        ("gpu", (8, 16), 8, "keep"),
-        ("gpu", (4, 8), 3, "drop"),
-        ("tpu", (16, 16), 128, "keep"),
-    ],
+    "name, tile, chunk", [("gpu", (8, 16), 8), ("tpu", (16, 16), 128)]
 )
-def test_same_as_xla(name, tile, chunk, rule, scene):
+def test_same_as_xla(name, tile, chunk, scene):
     """Also where the stop rule acts: it leaves the same Gaussians out."""
     fields = scene(4, n=60, scale=0.2, opacity=(0.9, 1.3))
     config = RasterConfig(
-        tile=tile,
-        chunk=chunk,
-        stop_rule=rule,
-        stop_transmittance=0.02,
-        pairs_per_view=3000,
+        tile=tile, chunk=chunk, stop_transmittance=0.02, pairs_per_view=3000
     )
     result, wanted = (draw(k, fields, config, 37, 50) for k in (name, "xla"))
     assert wanted[0].alpha.max() > 0.9
@@ -89,7 +82,7 @@ def facing(count=8):
     return {
         "means": means,
         "quats": np.tile([1.0, 0, 0, 0], (count, 1)),
-        "scales": np.full((count, 3), 0.2),
+        "scales": np.tile([0.25, 0.1, 0.2], (count, 1)),
         "opacities": np.full(count, 0.8),
         "colors": rng.uniform(size=(count, 3)),
         "world_to_camera": np.eye(4)[None],
@@ -120,7 +113,7 @@ def test_edge_cases(name, case):
     inputs = facing()
     for key, (who, value) in edge_cases()[case].items():
         inputs[key][who] = value
-    config = RasterConfig(stop_rule="drop" if name == "tpu" else "keep")
+    config = RasterConfig(stop_rule="drop")
     result, wanted = (draw(k, inputs, config, 32, 32) for k in (name, "xla"))
     assert_same(name, result, wanted)
     assert bool(wanted[0].alpha.any()) == (case != "nothing visible")
@@ -128,11 +121,11 @@ def test_edge_cases(name, case):
 
 def test_one_pixel_and_many_channels():
     """An image smaller than a tile, and gradient rows longer than a warp."""
-    inputs = facing() | {"colors": np.random.default_rng(1).uniform(size=(8, 32))}
+    inputs = facing() | {"colors": np.random.default_rng(1).uniform(size=(8, 26))}
     inputs["intrinsics"] = np.array([[32.0, 32.0, 0.5, 0.5]])
-    config = RasterConfig(tile=(8, 8), chunk=8)
+    config = RasterConfig(tile=(8, 8), chunk=1)
     result, wanted = (draw(k, inputs, config, 1, 1) for k in ("gpu", "xla"))
-    assert np.abs(wanted[1]["colors"]).min(0).max() > 0
+    assert np.abs(wanted[1]["colors"]).max(0).min() > 0
     assert_same("gpu", result, wanted)
 
 
@@ -163,7 +156,7 @@ def test_keys_that_do_not_fit(monkeypatch, scene):
     monkeypatch.setattr(gpu, "_rank_bits", lambda *_: None)
     fresh = gpu.make_backend(interpret=True)
     inputs = {k: jnp.asarray(x, jnp.float32) for k, x in scene(2, n=40).items()}
-    config = RasterConfig(tile=(8, 8), chunk=8, pairs_per_view=60)
+    config = RasterConfig(tile=(8, 8), chunk=8, pairs_per_view=8)
     size = dict(height=16, width=16, background=jnp.float32(0.3), config=config)
 
     def loss(inputs, backend):
