@@ -20,7 +20,7 @@ from videomv_kernels.rasterize import RasterConfig, rasterize
 
 TRAINED = ("means", "quats", "scales", "opacities", "colors")
 # Room for pairs beyond what the scene needs.
-_SLACK = 1.1
+_SLACK = 1.02
 # The limits of gsplat, for the columns that compare with it.
 _GSPLAT = RasterConfig(stop_rule="drop", alpha_max=0.999)
 
