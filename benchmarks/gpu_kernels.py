@@ -10,6 +10,7 @@ cuobjdump. XLA compiles with a Triton of its own, so the counts are an indicatio
 
 import argparse
 import collections
+import importlib
 import pathlib
 import re
 import subprocess
@@ -17,14 +18,24 @@ import tempfile
 
 import jax
 import jax.numpy as jnp
-import triton
 from jax._src.pallas.triton import lowering
-from triton.backends.compiler import GPUTarget
 from videomv_kernels.rasterize import RasterConfig, rasterize
 
 WORK = dict(n=65_536, views=24, size=512, pairs=400_000)
 WARPS = {"rasterize_blend": 1, "rasterize_blend_gradient": 1}
 SHOWN = ("SHFL", "FFMA", "FADD", "FMUL", "LDG", "LEA", "MUFU")
+
+
+# No wheel of this project needs them, so a type checker may not find them.
+triton = importlib.import_module("triton")
+compiler = importlib.import_module("triton.backends.compiler")
+
+
+def first(pattern: str, text: str) -> str:
+    """The group of the first match."""
+    match = re.search(pattern, text)
+    assert match is not None, pattern
+    return match[1]
 
 
 def kernels(tile: tuple[int, int]) -> dict[str, str]:
@@ -34,8 +45,8 @@ def kernels(tile: tuple[int, int]) -> dict[str, str]:
 
     def record(*args, **kwargs):
         result = original(*args, **kwargs)
-        text = result.module.operation.get_asm(enable_debug_info=False)
-        found[re.search(r"tt.func public @(\w+)", text)[1]] = text
+        text = str(result.module.operation.get_asm(enable_debug_info=False))
+        found[first(r"tt.func public @(\w+)", text)] = text
         return result
 
     def array(*shape):
@@ -73,11 +84,13 @@ def counts(name: str, text: str) -> dict[str, int]:
         source = pathlib.Path(folder) / f"{name}.ttir"
         source.write_text(text)
         options = dict(num_warps=WARPS.get(name, 4), num_stages=1)
-        target = GPUTarget("cuda", 90, 32)
+        target = compiler.GPUTarget("cuda", 90, 32)
         compiled = triton.compile(str(source), target=target, options=options)
         binary = pathlib.Path(folder) / "kernel.cubin"
         binary.write_bytes(compiled.asm["cubin"])
-        tool = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        tool = (
+            pathlib.Path(str(triton.__file__)).parent / "backends/nvidia/bin/cuobjdump"
+        )
 
         def dump(option):
             command = [tool, option, binary]
@@ -85,9 +98,7 @@ def counts(name: str, text: str) -> dict[str, int]:
 
         usage, assembly = dump("-res-usage"), dump("-sass")
     names = re.findall(r"/\*[0-9a-f]{4}\*/\s+(?:@!?U?P\d+ )?([A-Z0-9]+)", assembly)
-    result = {
-        key: int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "LOCAL")
-    }
+    result = {key: int(first(rf"{key}:(\d+)", usage)) for key in ("REG", "LOCAL")}
     instructions = collections.Counter(names)
     result |= {key: instructions[key] for key in SHOWN}
     # Under divergence each shuffle stands twice in the assembly.

@@ -220,13 +220,16 @@ def test_vmap_and_remat(name, scenes):
 
 @pytest.mark.parametrize("name", ROOMS)
 def test_shard_map(name, scenes):
-    """Scenes over 2 devices, views over 4."""
+    """Scenes over 2 devices, views over 4. The interpreter mixes what varies over the
+    mesh with what does not, so this does not check it; `test_lowers_sharded` does."""
     inputs, wanted = scenes
     mesh = jax.make_mesh((2, 4), ("scene", "view"), axis_types=(AxisType.Auto,) * 2)
     specs = {key: P("scene") for key in inputs}
     specs |= {key: P("scene", "view") for key in CAMERA}
     loss = functools.partial(total, backend=backend(name), sum_over=("scene", "view"))
-    mapped = jax.shard_map(loss, mesh=mesh, in_specs=(specs,), out_specs=P())
+    mapped = jax.shard_map(
+        loss, mesh=mesh, in_specs=(specs,), out_specs=P(), check_vma=False
+    )
     grads = jax.jit(jax.grad(mapped))(inputs)
     for key, y in wanted.items():
         limit = ERROR[name] * np.abs(y).max()

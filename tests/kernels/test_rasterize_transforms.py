@@ -12,6 +12,7 @@ from videomv_kernels.rasterize import ORIGINAL, rasterize
 
 SIZE = {"height": 20, "width": 28}
 CAMERA = ("world_to_camera", "intrinsics")
+GAUSSIANS = ("means", "quats", "scales", "opacities", "colors")
 TRITON = "__gpu$xla.gpu.triton"
 
 
@@ -82,10 +83,10 @@ def test_named_backend(inputs, wanted):
     assert_same(jax.jit(named)(**inputs), wanted[0])
 
 
-def test_shard_map(inputs, wanted):
-    """Scenes over 2 devices, views over 4; no collectives but the gradient's sum."""
+def sharded(wanted):
+    """`render` and a loss of it with scenes over 2 devices, views over 4."""
     mesh = jax.make_mesh((2, 4), ("scene", "view"), axis_types=(AxisType.Auto,) * 2)
-    specs = {name: P("scene") for name in inputs}
+    specs = {name: P("scene") for name in GAUSSIANS}
     specs |= {name: P("scene", "view") for name in CAMERA}
     views = P("scene", "view")
 
@@ -100,6 +101,12 @@ def test_shard_map(inputs, wanted):
         out = mapped(inputs)
         return jnp.sin(out.rgb).sum() + (out.alpha * out.depth).sum()
 
+    return mapped, mapped_loss
+
+
+def test_shard_map(inputs, wanted):
+    """No collectives but the gradient's sum."""
+    mapped, mapped_loss = sharded(wanted)
     result = jax.jit(mapped)(inputs)
     assert len(result.rgb.sharding.device_set) == 8
     assert_same(result, wanted[0])
@@ -129,6 +136,13 @@ def test_lowers_for_other_devices(inputs):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         found = [text.count(f"@{name}") for name in (TRITON, "tpu_custom_call")]
         assert tuple(found) == wanted, platform
+
+
+def test_lowers_sharded(inputs, wanted):
+    """The kernels agree with shard_map on what varies over the mesh."""
+    traced = jax.jit(jax.grad(sharded(wanted)[1])).trace(inputs)
+    for platform, kernel in (("cuda", TRITON), ("tpu", "tpu_custom_call")):
+        assert f"@{kernel}" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("name, other", [("gpu", "tpu"), ("tpu", "cuda")])

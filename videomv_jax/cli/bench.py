@@ -67,4 +67,4 @@ def raster(
 
 
 def _cell(value: float | str | None) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else value or ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value or "")

@@ -1,6 +1,6 @@
 """gsplat on the same scene, where it is installed: only then is torch imported."""
 
-from importlib import metadata, util
+from importlib import import_module, metadata, util
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +31,9 @@ def measure(
     work: Work, scene: dict[str, np.ndarray], weights: np.ndarray, calls: int
 ) -> tuple[dict[str, Any], Rendered]:
     """Times and memory as of `rasterizer.run`, and what was rendered."""
-    import gsplat
     import torch
+
+    gsplat = import_module("gsplat")
 
     fields = {name: torch.tensor(x, device="cuda") for name, x in scene.items()}
     matrices, lenses = fields.pop("world_to_camera"), fields.pop("intrinsics")
@@ -81,5 +82,8 @@ def measure(
         row[f"{name}_mib"] = peak / 2**20
         row[f"{name}_ms"] = queue_ms(call, lambda _: torch.cuda.synchronize(), calls)
     image = both().detach().cpu().numpy()
-    grads = {name: field.grad.cpu().numpy() for name, field in fields.items()}
+    grads = {}
+    for name, field in fields.items():
+        assert field.grad is not None
+        grads[name] = field.grad.cpu().numpy()
     return row, Rendered(image, grads)

@@ -1,5 +1,6 @@
 """The public entry point: checks, projection, dispatch, background."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -133,18 +134,10 @@ def render_with(
     batch, (n, channels) = means.shape[:-2], colors.shape[-2:]
     views, scenes = intrinsics.shape[-2], math.prod(batch)
     plan = backend.plan(config, views * scenes, n, height, width)
-    projected = project(
-        means,
-        quats,
-        scales,
-        opacities,
-        colors,
-        world_to_camera,
-        intrinsics,
-        height=height,
-        width=width,
-        config=config,
-    )
+    # Computed again for the gradient: cheaper than to keep its intermediates.
+    projected = jax.checkpoint(
+        functools.partial(project, height=height, width=width, config=config)
+    )(means, quats, scales, opacities, colors, world_to_camera, intrinsics)
 
     def plane(x):
         return x.reshape(-1, n)

@@ -106,7 +106,7 @@ def _depth_order(depth, visible, near: float):
     if views > _SORTED_VIEWS:
         group = next(k for k in range(_SORTED_VIEWS, 0, -1) if views % k == 0)
         cut = [x.reshape(-1, group, n) for x in (depth, visible)]
-        return lax.map(lambda x: _depth_order(*x, near), cut).reshape(views, n)
+        return lax.map(lambda x: _depth_order(x[0], x[1], near), cut).reshape(views, n)
     bits = lax.bitcast_convert_type(depth, jnp.uint32)
     bits = bits - np.float32(near).view(np.uint32)
     fine = np.uint32(15 << 23)

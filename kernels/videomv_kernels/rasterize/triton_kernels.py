@@ -154,7 +154,8 @@ def _pack_kernel(order, *refs, plan: Plan, total: int, n: int, scene: int):
         triton.store(boxes.at[jnp.full_like(target, axis), target], packed, mask=valid)
     count = _walk(
         row[:6],
-        *box,
+        box[0],
+        box[1],
         plan,
         lambda count, column, row, hit: count + hit.astype(jnp.int32),
         jnp.zeros_like(index),

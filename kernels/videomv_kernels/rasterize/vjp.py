@@ -137,7 +137,7 @@ def by_platform(backends: dict[str, Backend], default: Backend) -> Backend:
     """
 
     def choose(config, *sizes):
-        plans = [(None, default.plan(config, *sizes))]
+        plans: list[tuple[str | None, Any]] = [(None, default.plan(config, *sizes))]
         for platform, backend in backends.items():
             try:
                 plans.append((platform, backend.plan(config, *sizes)))
@@ -152,7 +152,7 @@ def by_platform(backends: dict[str, Backend], default: Backend) -> Backend:
     def forward(splats, bounds, plans):
         runs = {}
         for platform, plan in plans:
-            backend = backends.get(platform, default)
+            backend = backends[platform] if platform else default
             runs[platform] = functools.partial(_run_forward, backend, plan)
         # What one platform saves is zero elsewhere, where nothing reads it.
         shapes = [jax.eval_shape(run, splats, bounds)[2] for run in runs.values()]
@@ -174,7 +174,7 @@ def by_platform(backends: dict[str, Backend], default: Backend) -> Backend:
             return lambda saved, grad: _run_backward(backend, plan, saved[place], grad)
 
         branches = {
-            platform: branch(i, backends.get(platform, default), plan)
+            platform: branch(i, backends[platform] if platform else default, plan)
             for i, (platform, plan) in enumerate(plans)
         }
         return dispatch(branches, saved, grad)
