@@ -54,48 +54,6 @@ def _scene(seed=0, *, n=100, batch=(), views=2, scale=0.08, opacity=(0.05, 1.0))
     }
 
 
-def _dense():
-    """See `_dense`."""
-    return _dense
-
-
-def _scene(seed=0, *, n=100, batch=(), views=2, scale=0.08, opacity=(0.05, 1.0)):
-    """The arrays of `rasterize` by name, in its order, as numpy: random Gaussians
-    around the origin and cameras on a circle.
-
-    Quaternions are not unit, lenses are off-centre and not square, and some Gaussians
-    lie behind a camera, because this is what the rasterizer has to live with.
-    """
-    rng = np.random.default_rng(seed)
-    quats = rng.normal(size=(*batch, n, 4))
-    quats /= np.linalg.norm(quats, axis=-1, keepdims=True)
-    quats *= rng.uniform(0.9, 1.1, size=(*batch, n, 1))
-    means = rng.normal(size=(*batch, n, 3)) * 0.5
-    means[..., :5, :] *= 6
-    angles = rng.uniform(0, 2 * np.pi, size=(*batch, views))
-    cos, sin, zero = np.cos(angles), np.sin(angles), np.zeros_like(angles)
-    rows = [[cos, -sin, zero], [zero, zero, -zero - 1], [sin, cos, zero]]
-    matrix = np.zeros((*batch, views, 4, 4))
-    matrix[..., :3, :3] = np.stack([np.stack(row, -1) for row in rows], -2)
-    matrix[..., :3, 3] = [0.05, -0.1, 2.0]
-    matrix[..., 3, 3] = 1
-    intrinsics = np.broadcast_to([60.0, 50.0, 27.0, 17.0], (*batch, views, 4))
-    return {
-        "means": means,
-        "quats": quats,
-        "scales": scale * np.exp(0.5 * rng.normal(size=(*batch, n, 3))),
-        "opacities": rng.uniform(*opacity, size=(*batch, n)),
-        "colors": rng.uniform(size=(*batch, n, 3)),
-        "world_to_camera": matrix,
-        "intrinsics": intrinsics.copy(),
-    }
-
-
-def arrays(fields):
-    """The fields in the order of `rasterize`, as float32."""
-    return tuple(jnp.asarray(fields[name], jnp.float32) for name in NAMES)
-
-
 def _dense(
     means,
     quats,

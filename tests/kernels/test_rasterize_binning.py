@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from videomv_kernels.rasterize import RasterConfig, binning
+from videomv_kernels.rasterize import RasterConfig, binning, splats
 from videomv_kernels.rasterize.config import make_plan
 
 HEIGHT, WIDTH = 37, 50
@@ -59,7 +59,9 @@ def lists(bins, plan, view):
 @pytest.mark.parametrize("size", [0.3, 2.0, 12.0])
 def test_lists(tile, size):
     table, reach = rows(2, 60, size=size)
-    plan = make_plan(RasterConfig(tile=tile), 60, HEIGHT, WIDTH, tile=(8, 8), chunk=4)
+    plan = make_plan(
+        RasterConfig(tile=tile), 2, 60, HEIGHT, WIDTH, tile=(8, 8), chunk=4
+    )
     boxes = boxes_of(table, reach, plan)
     bins = jax.jit(functools.partial(binning.bin_pairs, plan=plan))(table, boxes)
     np.testing.assert_array_equal(bins.overflow, 0)
@@ -106,7 +108,7 @@ def test_capacity():
 
 def make_plan_for(capacity):
     config = RasterConfig(pairs_per_view=capacity)
-    return make_plan(config, 40, HEIGHT, WIDTH, tile=(8, 8), chunk=4)
+    return make_plan(config, 3, 40, HEIGHT, WIDTH, tile=(8, 8), chunk=4)
 
 
 def test_shares_of_the_capacity_agree(monkeypatch):
@@ -140,7 +142,7 @@ def test_large_numbers():
     """More Gaussians and tiles than one packed key can tell apart."""
     n, size = 70_000, 256
     config = RasterConfig(tile=(1, 1), pairs_per_view=100_000)
-    plan = make_plan(config, n, size, size, tile=(8, 8), chunk=4)
+    plan = make_plan(config, 1, n, size, size, tile=(8, 8), chunk=4)
     rng = np.random.default_rng(0)
     table = np.zeros((1, n, 10), np.float32)
     corner = rng.integers(0, size, size=(1, n, 2))
@@ -173,7 +175,7 @@ def test_boxes(extents):
     xy = rng.uniform(-0.9, 0.9, size=200) * np.sqrt(xx * yy)
     opacity = rng.uniform(0.004, 1, size=200)
     config = RasterConfig(extents=extents)
-    plan = make_plan(config, 200, HEIGHT, WIDTH, tile=(8, 4), chunk=4)
+    plan = make_plan(config, 2, 200, HEIGHT, WIDTH, tile=(8, 4), chunk=4)
     single = functools.partial(jnp.asarray, dtype=jnp.float32)
     projected = Projected(
         mean=tuple(map(single, mean)),
@@ -183,7 +185,8 @@ def test_boxes(extents):
         opacity=single(opacity),
         visible=jnp.arange(200) % 10 != 0,
     )
-    boxes = np.asarray(binning.tile_boxes(projected, plan))
+    bounds = splats.pixel_bounds(projected, config)
+    boxes = np.stack(splats.tile_boxes(bounds, plan), -1)
     if extents == "original":
         assert plan.tile == (16, 16)
         middle = (xx + yy) / 2

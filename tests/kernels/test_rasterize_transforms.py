@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from videomv_kernels.rasterize import rasterize
+from videomv_kernels.rasterize import ORIGINAL, rasterize
 
 SIZE = {"height": 20, "width": 28}
 CAMERA = ("world_to_camera", "intrinsics")
+GAUSSIANS = ("means", "quats", "scales", "opacities", "colors")
+TRITON = "__gpu$xla.gpu.triton"
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +83,10 @@ def test_named_backend(inputs, wanted):
     assert_same(jax.jit(named)(**inputs), wanted[0])
 
 
-def test_shard_map(inputs, wanted):
-    """Scenes over 2 devices, views over 4; no collectives but the gradient's sum."""
+def sharded(wanted):
+    """`render` and a loss of it with scenes over 2 devices, views over 4."""
     mesh = jax.make_mesh((2, 4), ("scene", "view"), axis_types=(AxisType.Auto,) * 2)
-    specs = {name: P("scene") for name in inputs}
+    specs = {name: P("scene") for name in GAUSSIANS}
     specs |= {name: P("scene", "view") for name in CAMERA}
     views = P("scene", "view")
 
@@ -99,6 +101,12 @@ def test_shard_map(inputs, wanted):
         out = mapped(inputs)
         return jnp.sin(out.rgb).sum() + (out.alpha * out.depth).sum()
 
+    return mapped, mapped_loss
+
+
+def test_shard_map(inputs, wanted):
+    """No collectives but the gradient's sum."""
+    mapped, mapped_loss = sharded(wanted)
     result = jax.jit(mapped)(inputs)
     assert len(result.rgb.sharding.device_set) == 8
     assert_same(result, wanted[0])
@@ -121,10 +129,35 @@ def test_same_bits_twice(inputs):
 
 
 def test_lowers_for_other_devices(inputs):
-    """Where a GPU would take the other driver, without one at hand."""
+    """Each platform's own kernels, forward and backward, without one at hand."""
     traced = jax.jit(jax.grad(loss)).trace(inputs)
-    sizes = {
-        platform: len(traced.lower(lowering_platforms=(platform,)).as_text())
-        for platform in ("cpu", "cuda", "tpu")
-    }
-    assert sizes["cuda"] != sizes["cpu"] == sizes["tpu"]
+    kernels = {"cpu": (0, 0), "cuda": (5, 0), "tpu": (0, 2)}
+    for platform, wanted in kernels.items():
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = [text.count(f"@{name}") for name in (TRITON, "tpu_custom_call")]
+        assert tuple(found) == wanted, platform
+
+
+def test_lowers_sharded(inputs, wanted):
+    """The kernels agree with shard_map on what varies over the mesh."""
+    traced = jax.jit(jax.grad(sharded(wanted)[1])).trace(inputs)
+    for platform, kernel in (("cuda", TRITON), ("tpu", "tpu_custom_call")):
+        assert f"@{kernel}" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("name, other", [("gpu", "tpu"), ("tpu", "cuda")])
+def test_a_named_backend_never_falls_back(inputs, name, other):
+    named = functools.partial(rasterize, implementation=name, **SIZE)
+    with pytest.raises(ValueError, match=f"{name!r} runs on .*, not on cpu"):
+        named(**inputs)
+    with pytest.raises(ValueError, match=f"{name!r} runs on .*, not on {other}"):
+        jax.jit(named).trace(**inputs).lower(lowering_platforms=(other,))
+    with pytest.raises(ValueError, match=f"{name!r} has no extents='original'"):
+        named(**inputs, config=ORIGINAL)
+
+
+def test_what_only_xla_does_goes_there(inputs):
+    """Without a name: the original's rules need no other backend's consent."""
+    run = functools.partial(rasterize, config=ORIGINAL, **SIZE)
+    lowered = jax.jit(run).trace(**inputs).lower(lowering_platforms=("cuda",))
+    assert f"@{TRITON}" not in lowered.as_text()

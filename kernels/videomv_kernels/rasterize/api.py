@@ -1,22 +1,29 @@
 """The public entry point: checks, projection, dispatch, background."""
 
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from videomv_kernels.rasterize import reference
-from videomv_kernels.rasterize.binning import tile_boxes
-from videomv_kernels.rasterize.config import Plan, RasterConfig, make_plan
+from videomv_kernels.rasterize import gpu, reference, tpu
+from videomv_kernels.rasterize.config import INT32_MAX, RasterConfig
 from videomv_kernels.rasterize.project import project
-from videomv_kernels.rasterize.vjp import Backend, splat
+from videomv_kernels.rasterize.splats import Splats, pixel_bounds
+from videomv_kernels.rasterize.vjp import Backend, by_platform, only_on, splat
 
-BACKENDS: dict[str, Backend] = {"xla": reference.make_backend()}
+_XLA, _GPU, _TPU = (room.make_backend() for room in (reference, gpu, tpu))
+BACKENDS: dict[str, Backend] = {
+    "xla": _XLA,
+    "gpu": only_on(_GPU, "gpu", "cuda"),
+    "tpu": only_on(_TPU, "tpu", "tpu"),
+}
+_AUTOMATIC = by_platform({"cuda": _GPU, "tpu": _TPU}, _XLA)
 MAX_CHANNELS = 32
-_INT32_MAX = 2**31 - 1
 
 
 class RasterOutput(NamedTuple):
@@ -71,17 +78,20 @@ def rasterize(
         background: what is behind: None (zeros), a scalar, `[c]`, or one colour per
             view, `[v, c]` or `[*b, v, c]`.
         config: settings; None for the defaults.
-        implementation: a name in `BACKENDS`, or None for the best of the platform.
+        implementation: "xla" (any device; the specification), "gpu" (CUDA) or "tpu".
+            None: the platform's own where it supports the config, else "xla". A named
+            one never falls back.
 
     Raises:
-        ValueError: unknown implementation, or sizes that do not fit together.
+        ValueError: unknown implementation, one that does not support the config or,
+            when it is lowered, the platform; sizes that do not fit together.
     """
-    if implementation not in (None, *BACKENDS):
+    if implementation is not None and implementation not in BACKENDS:
         raise ValueError(
             f"implementation is {implementation!r}; choose from {sorted(BACKENDS)} "
             "or None"
         )
-    backend = BACKENDS[implementation or "xla"]
+    backend = BACKENDS[implementation] if implementation else _AUTOMATIC
     arrays = dict(
         means=means,
         quats=quats,
@@ -122,39 +132,30 @@ def render_with(
 ) -> RasterOutput:
     """`rasterize` with a backend in hand and checked float32 arrays."""
     batch, (n, channels) = means.shape[:-2], colors.shape[-2:]
-    views = intrinsics.shape[-2]
-    plan = make_plan(config, n, height, width, tile=backend.tile, chunk=backend.chunk)
-    rows = views * math.prod(batch)
-    if max(n, plan.capacity) * rows > _INT32_MAX:
-        raise ValueError(
-            f"{rows} views of {n} Gaussians and {plan.capacity} pairs are more than "
-            "32 bits can number; render fewer at once or set pairs_per_view"
-        )
-    projected = project(
-        means,
-        quats,
-        scales,
-        opacities,
-        colors,
-        world_to_camera,
-        intrinsics,
-        height=height,
-        width=width,
-        config=config,
+    views, scenes = intrinsics.shape[-2], math.prod(batch)
+    plan = backend.plan(config, views * scenes, n, height, width)
+    # Computed again for the gradient: cheaper than to keep its intermediates.
+    projected = jax.checkpoint(
+        functools.partial(project, height=height, width=width, config=config)
+    )(means, quats, scales, opacities, colors, world_to_camera, intrinsics)
+
+    def plane(x):
+        return x.reshape(-1, n)
+
+    colors = jnp.where(jnp.isfinite(colors), colors, jnp.zeros_like(colors))
+    # A zero that carries the mesh axes of the cameras, where shard_map splits them: the
+    # colours' gradient varies over them until it is summed.
+    colors = colors + 0.0 * lax.stop_gradient(projected.depth).reshape(-1)[0]
+    splats = Splats(
+        mean=tuple(map(plane, projected.mean)),
+        conic=tuple(map(plane, projected.conic)),
+        log_opacity=plane(jnp.log(projected.opacity)),
+        depth=plane(projected.depth),
+        colors=colors.reshape(scenes, n, channels),
     )
-    log_opacity = jnp.log(projected.opacity)
-    planes = [*projected.mean, *projected.conic, log_opacity, projected.depth]
-    shape = (*projected.depth.shape, channels)
-    features = jnp.broadcast_to(colors[..., None, :, :], shape)
-    features = jnp.where(jnp.isfinite(features), features, jnp.zeros_like(features))
-    table = jnp.concatenate([jnp.stack(planes, -1), features], -1)
-    out, overflow = splat(
-        table.reshape(-1, n, 7 + channels),
-        tile_boxes(projected, plan).reshape(-1, n, 4),
-        plan,
-        backend,
-    )
-    images = _untile(out, plan).reshape(*batch, views, height, width, channels + 2)
+    bounds = jax.tree.map(plane, pixel_bounds(projected, config))
+    images, overflow = splat(splats, bounds, plan, backend)
+    images = images.reshape(*batch, views, height, width, channels + 2)
     rgb, depth, alpha = images[..., :-2], images[..., -2], images[..., -1]
     if background is not None:
         missing = len(batch) + 2 - background.ndim
@@ -162,17 +163,8 @@ def render_with(
         behind = jnp.broadcast_to(behind, (*batch, views, channels))
         rgb = rgb + (1 - alpha[..., None]) * behind[..., None, None, :]
     # Each view's share saturates, so that the sum cannot wrap around.
-    overflow = overflow.reshape(*batch, views).clip(max=_INT32_MAX // views).sum(-1)
+    overflow = overflow.reshape(*batch, views).clip(max=INT32_MAX // views).sum(-1)
     return RasterOutput(rgb, alpha, depth, overflow)
-
-
-def _untile(out, plan: Plan):
-    """`[g, tiles, c, P]` to `[g, h, w, c]`."""
-    views, _, channels, _ = out.shape
-    (rows, columns), (ty, tx) = plan.grid, plan.tile
-    out = out.reshape(views, rows, columns, channels, ty, tx)
-    out = out.transpose(0, 1, 4, 2, 5, 3).reshape(views, rows * ty, columns * tx, -1)
-    return out[:, : plan.height, : plan.width]
 
 
 def _check(arrays: dict[str, jax.Array], height: int, width: int, background):

@@ -12,7 +12,6 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from videomv_kernels.rasterize.config import Plan
-from videomv_kernels.rasterize.project import Projected
 
 # Of a large pair capacity only the smallest of these shares that is enough for every
 # view is filled and sorted: time follows the scene, not the bound.
@@ -36,55 +35,14 @@ class Bins(NamedTuple):
     overflow: Int[Array, "g"]
 
 
-def tile_boxes(projected: Projected, plan: Plan) -> Int[Array, "*b v n 4"]:
-    """Tiles that each Gaussian's bounding box touches.
-
-    Returns:
-        First column, first row, and the column and row after the last. Empty for
-        what is not visible.
-    """
-    config = plan.config
-    xx, yy, det = projected.covariance
-    x, y = (lax.stop_gradient(p) for p in projected.mean)
-    if config.extents == "original":
-        # The original has pixel centres at integers, a floor of 0.1 under the root,
-        # and rounds the box outwards by its (16 - 1) / 16 of a tile.
-        middle = (xx + yy) / 2
-        largest = middle + jnp.sqrt(jnp.maximum(middle * middle - det, 0.1))
-        radius = jnp.ceil(3 * jnp.sqrt(largest))
-        first = (x - 0.5 - radius, y - 0.5 - radius)
-        end = [
-            (p - 0.5 + radius + (side - 1)) / side
-            for p, side in zip((x, y), plan.tile[::-1], strict=True)
-        ]
-    else:
-        # opacity exp(-q / 2) = alpha_min on the ellipse of this q.
-        q = 2 * jnp.log(lax.stop_gradient(projected.opacity) / config.alpha_min)
-        reach = (jnp.sqrt(q * xx), jnp.sqrt(q * yy))
-        first = [jnp.ceil(p - r - 0.5) for p, r in zip((x, y), reach, strict=True)]
-        end = [
-            jnp.floor((p + r - 0.5) / side) + 1
-            for p, r, side in zip((x, y), reach, plan.tile[::-1], strict=True)
-        ]
-    first = [p / side for p, side in zip(first, plan.tile[::-1], strict=True)]
-    # Truncation is a floor, because of the clip at zero. Clip before the cast: a float
-    # beyond int32 casts to anything.
-    bounds = [
-        jnp.clip(p, 0, limit).astype(jnp.int32)
-        for p, limit in zip((*first, *end), 2 * plan.grid[::-1], strict=True)
-    ]
-    boxes = jnp.stack(bounds, -1)
-    return jnp.where(projected.visible[..., None], boxes, jnp.zeros_like(boxes))
-
-
 def bin_pairs(
     table: Float[Array, "g n f"], boxes: Int[Array, "g n 4"], plan: Plan
 ) -> Bins:
     """Sort the pairs of every view by tile and depth.
 
     Args:
-        table: rows as `videomv_kernels.rasterize.vjp.splat` takes them.
-        boxes: see `tile_boxes`.
+        table: rows as `Splats.rows` makes them.
+        boxes: what `tile_boxes` returns, stacked along the last axis.
         plan: sizes; pairs beyond `plan.capacity` are dropped, farthest first.
     """
     views = boxes.shape[0]
@@ -95,7 +53,7 @@ def bin_pairs(
     )
 
     count = _area(boxes)
-    end = lax.associative_scan(_saturating_add, count, axis=1)
+    end = lax.associative_scan(saturating_add, count, axis=1)
     total = end[:, -1]
 
     def fill(capacity):
@@ -120,7 +78,7 @@ def _area(boxes):
     return size[..., 0] * size[..., 1]
 
 
-def _saturating_add(a, b):
+def saturating_add(a, b):
     """Sum of two counts that stops at the largest integer instead of wrapping."""
     return jnp.minimum(a, jnp.iinfo(jnp.int32).max - b) + b
 

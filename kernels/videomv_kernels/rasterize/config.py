@@ -7,6 +7,11 @@ from typing import Literal
 _AUTO_BOX = 32
 # Below this many pairs every Gaussian may cover every tile.
 _AUTO_MIN_PAIRS = 1 << 16
+INT32_MAX = 2**31 - 1
+
+
+class Unsupported(ValueError):
+    """A backend that was asked for what it does not do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +119,7 @@ class Plan:
 
 def make_plan(
     config: RasterConfig,
+    views: int,
     n: int,
     height: int,
     width: int,
@@ -121,17 +127,26 @@ def make_plan(
     tile: tuple[int, int],
     chunk: int,
 ) -> Plan:
-    """Settle the sizes for n Gaussians.
+    """Settle the sizes of a render.
 
     Args:
         config: what was asked for.
+        views: views of all scenes together.
         n: Gaussians in a view.
         height, width: image size in pixels.
         tile, chunk: the backend's choices, used where the config leaves them open.
+
+    Raises:
+        ValueError: more Gaussians or pairs than 32 bits can number.
     """
     tile = config.tile or ((16, 16) if config.extents == "original" else tile)
     plan = Plan(config, height, width, tile, config.chunk or chunk, 0)
     per_gaussian = (_AUTO_BOX // tile[0] + 1) * (_AUTO_BOX // tile[1] + 1)
     automatic = max(n * per_gaussian, _AUTO_MIN_PAIRS)
     capacity = min(n * plan.tiles, config.pairs_per_view or automatic)
+    if max(n, capacity) * views > INT32_MAX:
+        raise ValueError(
+            f"{views} views of {n} Gaussians and {capacity} pairs are more than 32 "
+            "bits can number; render fewer at once or set pairs_per_view"
+        )
     return dataclasses.replace(plan, capacity=capacity)

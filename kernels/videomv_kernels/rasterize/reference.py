@@ -16,6 +16,7 @@ is a scatter-add: in a fixed order on CPU, in any order on GPU, where two runs m
 differ in the last bits.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,13 @@ import numpy as np
 from jax import lax
 
 from videomv_kernels.rasterize.binning import bin_pairs
-from videomv_kernels.rasterize.config import Plan
+from videomv_kernels.rasterize.config import Plan, make_plan
+from videomv_kernels.rasterize.splats import (
+    from_tiles,
+    splats_of_rows,
+    tile_boxes,
+    to_tiles,
+)
 from videomv_kernels.rasterize.vjp import Backend
 
 # Size of a step's `[L, K, P]` arrays, which decides how many tiles it takes. On a CPU
@@ -287,12 +294,23 @@ def make_backend(elements: int | None = None) -> Backend:
         cpu = sized(CPU_ELEMENTS)
         return lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=cpu)
 
+    def render(splats, bounds, plan: Plan):
+        table = splats.rows()
+        bins = bin_pairs(table, jnp.stack(tile_boxes(bounds, plan), -1), plan)
+        out = dispatch(forward, plan, table, bins)
+        # A flag per scene remembers how many there are.
+        scenes = jnp.zeros_like(splats.colors[:, 0, 0])
+        saved = (table, bins, out, scenes)
+        return from_tiles(out, plan), bins.overflow, saved
+
+    def gradient(saved, grad, plan: Plan):
+        table, bins, out, scenes = saved
+        grad = to_tiles(grad, plan)
+        rows = dispatch(backward, plan, table, bins, out, grad)
+        return splats_of_rows(rows, scenes.shape[0])
+
     return Backend(
-        tile=(8, 8),
-        chunk=16,
-        bin=bin_pairs,
-        forward=lambda table, bins, plan: dispatch(forward, plan, table, bins),
-        backward=lambda table, bins, out, grad, plan: dispatch(
-            backward, plan, table, bins, out, grad
-        ),
+        plan=functools.partial(make_plan, tile=(8, 8), chunk=16),
+        forward=render,
+        backward=gradient,
     )

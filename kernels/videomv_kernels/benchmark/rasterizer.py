@@ -1,0 +1,156 @@
+"""Time the rasterizer, forward and with all gradients, and compare it with gsplat.
+
+Both are timed alike, see `queue`.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from videomv_kernels.benchmark import peer
+from videomv_kernels.benchmark.queue import queue_ms
+from videomv_kernels.benchmark.scenes import Work, shell
+from videomv_kernels.rasterize import RasterConfig, rasterize
+
+TRAINED = ("means", "quats", "scales", "opacities", "colors")
+# Room for pairs beyond what the scene needs.
+_SLACK = 1.02
+# The limits of gsplat, for the columns that compare with it.
+_GSPLAT = RasterConfig(stop_rule="drop", alpha_max=0.999)
+
+
+def describe() -> dict[str, str]:
+    """Where this runs."""
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "gsplat": peer.version() or "not installed",
+    }
+
+
+def run(
+    works: Sequence[Work],
+    implementations: Sequence[str | None] = (None,),
+    tiles: Sequence[tuple[int, int] | None] = (None,),
+    *,
+    calls: int = 20,
+) -> Iterator[dict[str, Any]]:
+    """A row for each case, implementation and tile, and one of gsplat's for each case.
+
+    Args:
+        works: what to render.
+        implementations: as `rasterize` takes them.
+        tiles: height and width; None for the tuned one.
+        calls: length of a queue.
+
+    Yields:
+        Times in milliseconds and memory in MiB, beside what was run. Rows of ours have
+        `rgb_error` (mean absolute difference from gsplat) and `cosine` (the least of
+        the gradients' cosines) where gsplat is installed.
+    """
+    for work in works:
+        scene = shell(work)
+        weights = _weights(work)
+        theirs = None
+        if peer.version():
+            row, theirs = peer.measure(work, scene, weights, calls)
+            yield _row(work, "gsplat") | row
+        for implementation in implementations:
+            for tile in tiles:
+                name = implementation or "automatic"
+                config = RasterConfig(tile=tile)
+                row = _row(work, name) | {"tile": tile and f"{tile[0]}x{tile[1]}"}
+                yield row | _measure(
+                    work, scene, weights, config, implementation, calls, theirs
+                )
+
+
+def _row(work: Work, name: str) -> dict[str, Any]:
+    return {"case": str(work), "implementation": name}
+
+
+def _weights(work: Work) -> np.ndarray:
+    """Factors of a loss that looks at rgb, depth and alpha everywhere."""
+    shape = (work.scenes, work.views, work.size, work.size, 5)
+    return np.random.default_rng(1).uniform(size=shape).astype(np.float32)
+
+
+def _render(trained, rest, work: Work, config: RasterConfig, implementation):
+    out = rasterize(
+        **trained,
+        **rest,
+        height=work.size,
+        width=work.size,
+        config=config,
+        implementation=implementation,
+    )
+    channels = (out.rgb, out.depth[..., None], out.alpha[..., None])
+    return jnp.concatenate(channels, -1), out.overflow
+
+
+def pairs_needed(scene, work: Work, config: RasterConfig, implementation) -> int:
+    """The most pairs of any view: each view as a scene with room for one."""
+    config = RasterConfig(tile=config.tile, pairs_per_view=1)
+    first = {name: scene[name] for name in TRAINED}
+    cameras = {name: x for name, x in scene.items() if name not in TRAINED}
+
+    @jax.jit
+    def view(trained, camera):
+        camera = {name: x[:, None] for name, x in camera.items()}
+        return _render(trained, camera, work, config, implementation)[1]
+
+    overflow = [
+        view(first, {name: x[:, k] for name, x in cameras.items()})
+        for k in range(work.views)
+    ]
+    return 1 + int(np.max(jax.device_get(overflow)))
+
+
+def _measure(work, scene, weights, config, implementation, calls, theirs):
+    needed = pairs_needed(scene, work, config, implementation)
+    trained = {name: jnp.asarray(scene[name]) for name in TRAINED}
+    rest = {n: jnp.asarray(x) for n, x in scene.items() if n not in TRAINED}
+    weights = jnp.asarray(weights)
+
+    def render(trained, config):
+        return _render(trained, rest, work, config, implementation)
+
+    def loss(trained, config):
+        return (render(trained, config)[0] * weights).sum()
+
+    def settled(config):
+        return dataclasses.replace(config, pairs_per_view=int(_SLACK * needed))
+
+    config = settled(config)
+    row: dict[str, Any] = {"pairs_per_view": needed}
+    for name, function in (("forward", render), ("both", jax.grad(loss))):
+        start = time.perf_counter()
+        bound = functools.partial(function, config=config)
+        compiled = jax.jit(bound).lower(trained).compile()
+        row[f"{name}_compile_s"] = time.perf_counter() - start
+        row[f"{name}_ms"] = queue_ms(
+            functools.partial(compiled, trained), jax.block_until_ready, calls
+        )
+        memory = compiled.memory_analysis()
+        row[f"{name}_mib"] = memory.temp_size_in_bytes / 2**20 if memory else None
+    row["overflow"] = int(jax.jit(render, static_argnums=1)(trained, config)[1].sum())
+    if theirs is not None:
+        config = settled(dataclasses.replace(_GSPLAT, tile=config.tile))
+        image = jax.jit(render, static_argnums=1)(trained, config)[0]
+        grads = jax.jit(jax.grad(loss), static_argnums=1)(trained, config)
+        row["rgb_error"] = float(np.abs(image[..., :3] - theirs.image[..., :3]).mean())
+        row["cosine"] = min(
+            _cosine(np.asarray(grads[name]), theirs.grads[name]) for name in TRAINED
+        )
+    return row
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = (x.astype(np.float64).ravel() for x in (a, b))
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))

@@ -1,0 +1,45 @@
+"""Tile sizes by device: the one place for numbers that a sweep found.
+
+`python benchmarks/rasterizer.py --sweep` measures what belongs here.
+"""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How the GPU kernels cut an image.
+
+    Attributes:
+        tile: height and width of a tile, which one warp blends.
+        chunk: Gaussians between two checks of the stop rule.
+    """
+
+    tile: tuple[int, int]
+    chunk: int
+
+
+# By device kind: rows of (least image side, tuning), largest side first.
+#
+# NVIDIA H200: the tiles were measured with a prototype of these kernels and JAX 0.11.2,
+# on 65,536 Gaussians in 24 views at 512^2 (8 by 16 against 16 by 16, 8 by 8, 8 by 32)
+# and 65,536 and 16,384 at 256^2 (8 by 8 best forward, 4 by 8 best with gradients, 5 %
+# ahead there). So was the forward kernel's chunk of 8. Not measured: sizes in between,
+# and the backward kernel's check every 8 (the prototype's: every one).
+_TUNED: dict[str, tuple[tuple[int, Tuning], ...]] = {
+    "NVIDIA H200": ((384, Tuning((8, 16), 8)), (0, Tuning((8, 8), 8))),
+}
+_DEFAULT = "NVIDIA H200"
+
+
+def device_kind() -> str | None:
+    """Kind of this process's first GPU, None without one."""
+    return jax.devices()[0].device_kind if jax.default_backend() == "gpu" else None
+
+
+def tuned(kind: str | None, height: int, width: int) -> Tuning:
+    """Sizes for images on a kind of GPU, those of the H200 where it is unknown."""
+    rows = _TUNED.get(kind or _DEFAULT, _TUNED[_DEFAULT])
+    return next(tuning for side, tuning in rows if min(height, width) >= side)
