@@ -70,7 +70,7 @@ def test_a_run_starts_from_the_converted_weights(folder, small_folder, monkeypat
 def test_a_step_of_training(folder, tmp_path):
     from rich.console import Console
 
-    run = config(folder, steps=1, warmup_steps=1, out=str(tmp_path / "run"))
+    run = config(folder, steps=2, warmup_steps=1, out=str(tmp_path / "run"))
     made = load_model(train(make_task(run), run, Console(quiet=True)))
     before, after = (
         mapping.flatten(m.unet)["conv_in.kernel"] for m in (load_model(folder), made)

@@ -247,7 +247,10 @@ def test_the_perceptual_metric(convert, tmp_path):
     paths.append(save(tmp_path / "heads.safetensors", heads))
     result = convert(*paths, "--to", tmp_path / "out")
     assert "1 dropped, turns features into classes: classifier.0" in result.stdout
-    read = lpips.read(tmp_path / "out" / "lpips.safetensors")
+    # A model folder passes it on.
+    convert(tmp_path / "out", "--to", tmp_path / "next", "--name", "metric")
+    assert read_config(tmp_path / "next").name == "metric"
+    read = lpips.read(tmp_path / "next" / "lpips.safetensors")
     assert_same(mapping.flatten(read), mapping.flatten(made))
 
 
