@@ -32,6 +32,8 @@ def _sixteenth(d: int) -> int:
 
 NARROWER = {
     "videomv_t2v_unet": _unet,
+    "videomv_i2v_unet": _unet,
+    "diffusers_i2vgenxl_unet": _unet,
     "diffusers_unet3d_text_to_video_ms": _unet,
     "lgm_big": _sixteenth,
     "autoencoder_kl": _sixteenth,

@@ -196,6 +196,34 @@ def test_every_released_name(part, name, count, narrow, settings, convert, tmp_p
     assert "missing" not in result.stdout
 
 
+def test_the_whole_clip(convert, tmp_path):
+    """The last block is skipped; towers and projections that texts do not need go."""
+    import transformers
+
+    sizes = dict(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        hidden_act="gelu",
+    )
+    text = sizes | {"vocab_size": 300, "max_position_embeddings": 7}
+    image = sizes | {"image_size": 8, "patch_size": 4}
+    whole = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config=text, vision_config=image)
+    )
+    randomized(whole).save_pretrained(tmp_path / "clip")
+    result = convert(tmp_path / "clip", "--to", tmp_path / "out")
+    assert "texts are read after block 2 of 3" in result.stdout
+    assert "dropped, the image tower: vision_model." in result.stdout
+    config = read_config(tmp_path / "out").text_encoder
+    assert (config.layers, config.skip_last, config.heads) == (3, 1, 4)
+    made = weights.open_stem(tmp_path / "out", "text_encoder")
+    wanted = whole.text_model.encoder.layers[1].mlp.fc2.weight.detach().numpy().T
+    np.testing.assert_array_equal(made["blocks.1.mlp_out.kernel"].read(), wanted)
+    assert not any(name.startswith("blocks.2") for name in made)
+
+
 def test_another_activation_is_refused(narrow, convert, tmp_path):
     tensors = weights.of_arrays(narrow("diffusers_text_encoder"))
     weights.write(tmp_path, "model", tensors)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from videomv_jax import weights
 from videomv_jax.convert import clip, mapping, unet, vae
 from videomv_jax.model_folder import load_model
 from videomv_jax.training import diffusion
@@ -32,8 +33,12 @@ def folder(files, small_folder, convert, tmp_path):
     settings = ["unet.head_dim=32", "vae.groups=8", "text_encoder.heads=2"]
     settings += ["cameras.size=32", "cameras.views=8"]
     chosen = [word for s in settings for word in ("--set", s)]
+    chosen += ["--shard-gb", 0.001]
     out = tmp_path / "model"
-    convert(files, small_folder / "tokenizer", "--to", out, *chosen)
+    convert(
+        files, small_folder / "tokenizer", "--to", out, *chosen, "--shard-gb", 0.001
+    )
+    assert len(weights.files(out, "unet")) > 1
     return out
 
 
@@ -65,7 +70,7 @@ def test_a_run_starts_from_the_converted_weights(folder, small_folder, monkeypat
 def test_a_step_of_training(folder, tmp_path):
     from rich.console import Console
 
-    run = config(folder, steps=1, warmup_steps=1, out=str(tmp_path / "run"))
+    run = config(folder, steps=2, warmup_steps=1, out=str(tmp_path / "run"))
     made = load_model(train(make_task(run), run, Console(quiet=True)))
     before, after = (
         mapping.flatten(m.unet)["conv_in.kernel"] for m in (load_model(folder), made)

@@ -186,9 +186,7 @@ def test_one_part_from_two_places(small_vae, settings, tmp_path):
 
 
 def test_networks_that_are_not_there_yet(narrow, settings, tmp_path):
-    tensors = narrow("lgm_big", "lgm_big.")
-    for name in ("input_blocks.0.0.weight", "local_image_concat.0.weight"):
-        tensors[name] = np.zeros((4, 8, 3, 3), np.float32)
+    tensors = narrow("lgm_big", "lgm_big.") | narrow("videomv_i2v_unet")
     path = save(tmp_path / "i2v.safetensors", tensors)
     own = [s for s in settings if s.startswith("reconstructor")]
     made = plan([path], name="x", settings=own)
@@ -197,6 +195,9 @@ def test_networks_that_are_not_there_yet(narrow, settings, tmp_path):
     ]
     made = plan([path], name="x", settings=own, parts=["reconstructor"])
     assert made.faults() == [] and made.config.reconstructor is not None
+    tensors = narrow("diffusers_i2vgenxl_unet")
+    made = plan([save(tmp_path / "xl.safetensors", tensors)], name="x")
+    assert len(made.faults()) == 1 and "I2VGen-XL (diffusers)" in made.faults()[0]
     tower = {"vision_model.encoder.layers.0.layer_norm1.bias": np.zeros(4, np.float32)}
     made = plan([save(tmp_path / "v.safetensors", tower)], name="x")
     assert "CLIP's image tower" in made.faults()[0]
@@ -215,6 +216,22 @@ def test_a_unet_without_cameras_gets_new_ones(narrow, settings, convert, tmp_pat
     assert read_config(out).sampling.prompt_suffix == ""
 
 
+def test_names_in_other_clothes(small_vae, narrow, settings, tmp_path):
+    """Of DataParallel, and of diffusers' autoencoder before its version 0.17."""
+    own = [s for s in settings if s.startswith("vae")]
+    wrapped = {f"module.{name}": x for name, x in small_vae.items()}
+    path = save(tmp_path / "wrapped.safetensors", wrapped)
+    assert plan([path], name="x", settings=own).faults() == []
+    older = {}
+    for name, x in narrow("diffusers_vae").items():
+        for new, old in (("to_q.", "query."), ("to_k.", "key."), ("to_v.", "value.")):
+            name = name.replace(new, old)
+        older[name.replace("to_out.0.", "proj_attn.")] = x
+    assert "encoder.mid_block.attentions.0.query.weight" in older
+    path = save(tmp_path / "older.safetensors", older)
+    assert plan([path], name="x", settings=own).faults() == []
+
+
 def test_the_perceptual_metric(convert, tmp_path):
     config = LPIPSConfig(widths=(4, 8), convs=(1, 2))
     made = nnx.jit(lambda: LPIPS(config, rngs=nnx.Rngs(0)))()
@@ -230,7 +247,10 @@ def test_the_perceptual_metric(convert, tmp_path):
     paths.append(save(tmp_path / "heads.safetensors", heads))
     result = convert(*paths, "--to", tmp_path / "out")
     assert "1 dropped, turns features into classes: classifier.0" in result.stdout
-    read = lpips.read(tmp_path / "out" / "lpips.safetensors")
+    # A model folder passes it on.
+    convert(tmp_path / "out", "--to", tmp_path / "next", "--name", "metric")
+    assert read_config(tmp_path / "next").name == "metric"
+    read = lpips.read(tmp_path / "next" / "lpips.safetensors")
     assert_same(mapping.flatten(read), mapping.flatten(made))
 
 

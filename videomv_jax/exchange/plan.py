@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from videomv_jax import weights
-from videomv_jax.convert import clip, mapping, recognise, sources, unet
+from videomv_jax.convert import clip, lpips, mapping, recognise, sources, unet
 from videomv_jax.convert.mapping import Entry
 from videomv_jax.convert.recognise import KNOWN, Network
 from videomv_jax.model_folder import (
@@ -167,6 +167,7 @@ def plan(
             what = f"{network.kind.what} in {source.path}"
             if parts and network.kind.part not in parts:
                 names = dict.fromkeys(network.names.values(), "not asked for")
+                names |= network.dropped
                 dropped.setdefault(str(source.path), {}).update(names)
             elif network.kind.part is None:
                 unsupported.append(what)
@@ -180,6 +181,8 @@ def plan(
         done.append(part)
     done.sort(key=lambda part: list(BUILDERS).index(part.name))
     tokenizers = found.tokenizers or ([tokenizer] if tokenizer else [])
+    if found.tokenizers and tokenizer:
+        notes.append(f"the tokenizer is that of {tokenizers[0]}, not of {tokenizer}")
     if len(tokenizers) > 1:
         raise InputError(f"tokenizer: it is in {tokenizers[0]} and in {tokenizers[1]}")
     if not done and not unsupported:
@@ -271,6 +274,8 @@ def _ours(
         if not number or config.unet is not None:
             base = dataclasses.replace(config, **empty)
         sized = {name: getattr(config, name) for name in PARTS}
+        metric = folder / f"{LPIPS_PART}.safetensors"
+        sized[LPIPS_PART] = lpips.read(metric).config if metric.is_file() else None
         for name, sizes in sized.items():
             if sizes is None or (parts and name not in parts):
                 continue
@@ -279,6 +284,8 @@ def _ours(
             done.append(_own(name, sizes, folder, config.licence))
         if (folder / TOKENIZER).is_dir():
             tokenizers.append(folder / TOKENIZER)
+    if len(tokenizers) > 1:
+        raise InputError(f"tokenizer: it is in {tokenizers[0]} and in {tokenizers[1]}")
     return base, done, tokenizers[0] if tokenizers else None
 
 
