@@ -48,7 +48,9 @@ class DiffusionTask:
         self._tokenizer = tokenizer
         self._schedule = schedule.by_name(model.schedule)
         self._cameras = model.cameras.orbit()
-        unet = dataclasses.replace(model.unet, dtype=config.compute_dtype)
+        unet: Any = dataclasses.replace(
+            model.unet, dtype=config.compute_dtype, remat=config.remat
+        )
         text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
         trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
         frozen: dict[str, Any] = {"vae": start.vae}
