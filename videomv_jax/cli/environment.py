@@ -11,6 +11,12 @@ from videomv_jax.types import InputError
 _TIMEOUT = 300  # seconds for all processes of a run to find each other
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of ours in the user's cache; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "videomv" / name
+
+
 def use_compilation_cache(notes: Console) -> None:
     """Keep compiled programs between runs, which makes the second one start faster.
 
@@ -18,8 +24,7 @@ def use_compilation_cache(notes: Console) -> None:
     cache folder. A folder that cannot be written costs speed only: it is a note.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "videomv" / "jax"
+        folder = cache_folder("jax")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             writable = os.access(folder, os.W_OK)

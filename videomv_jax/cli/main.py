@@ -17,6 +17,7 @@ from videomv_jax.cli.data import data
 from videomv_jax.cli.evaluate import evaluate
 from videomv_jax.cli.generate import generate
 from videomv_jax.cli.info import info
+from videomv_jax.cli.plan import plan
 from videomv_jax.cli.train import train
 from videomv_jax.types import InputError
 
@@ -49,6 +50,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(train)
+app.command()(plan)
 app.command()(evaluate)
 app.command()(info)
 app.add_typer(data, name="data")

@@ -80,7 +80,7 @@ def factor_shardings(
     placed = dict(shardings)
     for name, one in shardings.items():
         if _ATTENTION.match(name):
-            first, *rest = (*one.spec, *[None] * 3)[:3]
+            first, *rest = one.spec
             down, up = PartitionSpec(first, None), PartitionSpec(None, *rest)
             placed[f"{name}.{_DOWN}"] = NamedSharding(one.mesh, down)
             placed[f"{name}.{_UP}"] = NamedSharding(one.mesh, up)
