@@ -18,6 +18,7 @@
 set -euo pipefail
 
 usage() {
+    echo "usage:" >&2
     sed -n '2,/^set/p' "$0" | sed -e '/^set/d' -e 's/^# \{0,1\}//' >&2
     exit 2
 }

@@ -30,7 +30,7 @@ def test_local_quotes_what_it_prints():
         "JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=8" in line
     )
     assert line.rstrip().endswith("main train --config configs/a\\ b.py")
-    assert "CUDA_VISIBLE_DEVICES=0,1" in launch(
+    assert "CUDA_VISIBLE_DEVICES=0\\,1" in launch(
         "local", "--dry-run", "--devices", "0,1", *COMMAND
     )
     lines = launch("local", "--dry-run", "--processes", "2", *COMMAND).splitlines()

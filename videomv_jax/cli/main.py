@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from videomv_jax import __version__
+from videomv_jax.cli.bench import bench
 from videomv_jax.cli.data import data
 from videomv_jax.cli.evaluate import evaluate
 from videomv_jax.cli.generate import generate
@@ -54,6 +55,7 @@ app.command()(plan)
 app.command()(evaluate)
 app.command()(info)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

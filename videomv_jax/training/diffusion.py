@@ -74,6 +74,22 @@ class DiffusionTask:
         }
         self._sample = jax.jit(self._sampled_views)
 
+    def random_constants(self, key: PRNGKey) -> Any:
+        """Values of the constants' shapes, for measurements: random ones."""
+        shapes = self.constants
+        key_frozen, key_latents, key_tokens = jax.random.split(key, 3)
+        objects = shapes["pool"]
+        vocabulary = self._model.text_encoder.vocab if self._model.text_encoder else 1
+        return {
+            "frozen": self._frozen.init(key_frozen),
+            "uncond": jnp.zeros(shapes["uncond"].shape, jnp.int32),
+            "pool": pool.Pool(
+                None,
+                jax.random.randint(key_tokens, objects.tokens.shape, 0, vocabulary),
+                jax.random.normal(key_latents, objects.latents.shape, jnp.bfloat16),
+            ),
+        }
+
     @classmethod
     def load(
         cls,
