@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 # From the top of the house to its ground: a room imports only rooms further down.
 ROOMS = (
     "cli",
+    "scale",
     "evaluation",
     "training",
     "outputs",

@@ -1,17 +1,35 @@
 """Everything that differs between JAX versions or installed backends."""
 
-import functools
+import contextlib
+import contextvars
+from collections.abc import Iterator
 
 import jax
 
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "target", default=None
+)
 
-@functools.cache
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Programs traced inside are for another platform than this process's own."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def _platform() -> str:
+    return _target.get() or jax.default_backend()
+
+
 def has_cuda() -> bool:
-    """Whether the default backend of this process is an NVIDIA GPU."""
-    return jax.default_backend() == "gpu"
+    """Whether programs are for an NVIDIA GPU."""
+    return _platform() == "gpu"
 
 
-@functools.cache
 def on_cpu() -> bool:
-    """Whether the default backend of this process is the CPU."""
-    return jax.default_backend() == "cpu"
+    """Whether programs are for the CPU."""
+    return _platform() == "cpu"

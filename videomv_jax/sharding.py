@@ -1,21 +1,26 @@
 """The device mesh and the one table from logical axis names to mesh axes.
 
 Models name the dimensions of their parameters (`axes` metadata, see
-`models/layers.py`) and know nothing of devices. Everything here is placement.
+`models/layers.py`) and of some activations, and know nothing of devices. Everything
+here is placement.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videomv_jax.types import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor", "view")
 
-# Logical name -> mesh axis. Names that map to None are replicated.
-RULES: Mapping[str, str | None] = {
+# Logical name -> mesh axis or axes. Names that map to None are replicated.
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
+    # Parameters.
     "embed": "fsdp",
     "mlp": "tensor",
     "heads": "tensor",
@@ -24,40 +29,115 @@ RULES: Mapping[str, str | None] = {
     "conv_out": "tensor",
     "length": None,
     "norm": None,
+    # Activations: one mesh axis splits views where layers are spatial and pixels
+    # where they are temporal; changing from one to the other is an all-to-all.
+    "batch": ("data", "fsdp"),
+    "views": "view",
+    "pixels": "view",
+}
+
+# Strategy -> how many devices of a slice an axis takes at most: the greatest common
+# divisor with what is left. `data` takes the rest. 64 is the largest power of two that
+# divides every width of the released UNet.
+STRATEGIES: Mapping[str, Mapping[str, int]] = {
+    "dp": {},
+    "fsdp": {"fsdp": 64},
+    "tp": {"tensor": 4},
+    "fsdp_tp": {"tensor": 4, "fsdp": 64},
+    "view": {"view": 4},
+    "fsdp_view": {"view": 4, "fsdp": 64},
 }
 
 
 def make_mesh(
-    *, data: int = -1, fsdp: int = 1, tensor: int = 1, view: int = 1, devices=None
+    strategy: str = "dp",
+    *,
+    ici: Mapping[str, int] | None = None,
+    dcn: Mapping[str, int] | None = None,
+    devices=None,
+    slices: int | None = None,
 ) -> Mesh:
     """A mesh over all devices of all processes.
 
+    Each axis is a part across slices (over the data-centre network, slow) times a
+    part within a slice (over the chips' own links, fast).
+
     Args:
-        data, fsdp, tensor, view: sizes; one of them may be -1, the rest of the
-            devices.
+        strategy: a name in `STRATEGIES`.
+        ici: sizes within a slice that differ from the strategy's; one may be -1, the
+            rest of the slice. 0 is as good as unnamed.
+        dcn: sizes across slices, likewise; unnamed, `data` takes all slices.
         devices: the devices to use, all by default.
+        slices: how many slices the devices form, in their order; None: what the
+            devices say, which is one for everything but several TPU slices.
 
     Raises:
-        InputError: sizes whose product is not the number of devices.
+        InputError: an unknown strategy or axis, or sizes whose product is not the
+            number of devices of a slice, or of slices.
     """
-    devices = np.asarray(jax.devices() if devices is None else devices)
-    sizes = [data, fsdp, tensor, view]
-    named = ", ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise InputError(f"mesh: {named}; want positive sizes, at most one -1")
-    known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = devices.size // known
-    if int(np.prod(sizes)) != devices.size:
-        raise InputError(f"mesh: {named} does not divide {devices.size} devices")
-    return Mesh(
-        devices.reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes)
-    )
+    if strategy not in STRATEGIES:
+        raise InputError.unknown("strategy", strategy, STRATEGIES)
+    groups = _slices(list(jax.devices() if devices is None else devices), slices)
+    inner = _sizes("mesh", STRATEGIES[strategy], ici or {}, len(groups[0]))
+    outer = _sizes("mesh across slices", {}, dcn or {}, len(groups))
+    blocks = np.empty(len(groups), object)
+    for i, group in enumerate(groups):
+        blocks[i] = mesh_utils.create_device_mesh(
+            inner, devices=group, allow_split_physical_axes=True
+        )
+    # The part across slices is the outer one of every axis.
+    grid = np.block(blocks.reshape(outer).tolist())
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _slices(devices: list, count: int | None) -> list[list]:
+    if count is not None:
+        if count < 1 or len(devices) % count:
+            raise InputError(f"slices: {count} does not divide {len(devices)} devices")
+        size = len(devices) // count
+        return [devices[i : i + size] for i in range(0, len(devices), size)]
+    numbers = sorted({getattr(d, "slice_index", 0) for d in devices})
+    groups = [
+        [d for d in devices if getattr(d, "slice_index", 0) == n] for n in numbers
+    ]
+    if len({len(group) for group in groups}) > 1:
+        raise InputError(f"slices differ in size: {[len(g) for g in groups]} devices")
+    return groups
+
+
+def _sizes(
+    what: str, most: Mapping[str, int], given: Mapping[str, int], devices: int
+) -> list[int]:
+    """The size of every mesh axis: as given, as the strategy says, the rest."""
+    for axis in given:
+        if axis not in MESH_AXES:
+            raise InputError.unknown("mesh axis", axis, MESH_AXES)
+    named = {axis: size for axis, size in given.items() if size}
+    text = f"{what}: {', '.join(f'{a}={s}' for a, s in named.items()) or 'default'}"
+    rest = [axis for axis, size in named.items() if size == -1]
+    if len(rest) > 1 or any(size < -1 for size in named.values()):
+        raise InputError(f"{text}; want positive sizes, at most one -1")
+    sizes = {axis: size for axis, size in named.items() if size > 0}
+    left = devices // math.prod(sizes.values()) or 1
+    for axis, limit in most.items():
+        if axis not in named and not rest:
+            sizes[axis] = math.gcd(limit, left)
+            left //= sizes[axis]
+    if rest or "data" not in named:
+        sizes[rest[0] if rest else "data"] = left
+    if math.prod(sizes.values()) != devices:
+        raise InputError(f"{text} does not divide {devices} devices")
+    return [sizes.get(axis, 1) for axis in MESH_AXES]
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"] or ())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp, the rest replicated."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -81,26 +161,106 @@ def param_sharding(
     """
     if len(axes) != len(shape):
         raise InputError(f"{name}: axes {axes} do not fit shape {shape}")
-    unknown = [a for a in axes if a is not None and a not in RULES]
-    if unknown:
-        raise InputError(f"{name}: no sharding rule for axis {unknown[0]!r}")
-    spec = [None if a is None else RULES[a] for a in axes]
-    spec = [a if a is not None and mesh.shape[a] > 1 else None for a in spec]
-    used = [a for a in spec if a is not None]
+    return NamedSharding(mesh, PartitionSpec(*_spec(mesh.shape, name, shape, axes)))
+
+
+def _spec(
+    sizes: Mapping[str, int],
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+) -> list[tuple[str, ...] | str | None]:
+    """The mesh axes of each dimension; axes of size 1 shard nothing."""
+    spec, used = [], []
+    for size, axis in zip(shape, axes, strict=True):
+        if axis is not None and axis not in RULES:
+            raise InputError(f"{name}: no sharding rule for axis {axis!r}")
+        rule = None if axis is None else RULES[axis]
+        rule = (rule,) if isinstance(rule, str) else rule or ()
+        rule = tuple(a for a in rule if sizes[a] > 1)
+        used += rule
+        parts = math.prod(sizes[a] for a in rule)
+        if size % parts:
+            named = ", ".join(f"{a}={sizes[a]}" for a in rule)
+            raise InputError(
+                f"{name}: dimension {size} of {shape} ({axis}) is not divisible by "
+                f"mesh axis {named}"
+            )
+        spec.append(rule[0] if len(rule) == 1 else rule or None)
     if len(set(used)) < len(used):
         raise InputError(f"{name}: axes {axes} collide on mesh axes {spec}")
-    for size, axis in zip(shape, spec, strict=True):
-        if axis is not None and size % mesh.shape[axis]:
-            raise InputError(
-                f"{name}: dimension {size} of {shape} is not divisible by mesh axis "
-                f"{axis}={mesh.shape[axis]}"
-            )
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return spec
 
 
-def put_batch(batch, mesh: Mesh):
-    """This process's share of a batch, as global arrays split over the mesh."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-    )
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Place an activation on the mesh of the context; without one, x as it is.
+
+    Args:
+        x: any array under `jax.jit`.
+        axes: logical names of its leading dimensions (None: whole on every device).
+            The compiler places the others, and a batch that does not divide, such as
+            a part of one.
+
+    Raises:
+        InputError: views or pixels that the mesh does not divide.
+    """
+    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    if math.prod(sizes.values()) == 1:
+        return x
+    parts = math.prod(sizes[axis] for axis in RULES["batch"] or ())
+    shape = x.shape[: len(axes)]
+    split = [
+        None if axis == "batch" and size % parts else axis
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    spec: list[Any] = _spec(sizes, "activation", shape, tuple(split))
+    spec += [PartitionSpec.UNCONSTRAINED] * (x.ndim - len(axes))
+    for i, axis in enumerate(axes):
+        if axis != split[i]:
+            spec[i] = PartitionSpec.UNCONSTRAINED
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def over_views(
+    f: Callable[..., Any], *split: Any, shared: tuple = (), axis: int = 1
+) -> Any:
+    """`f(*split, *shared)`, on each device for its own part of one axis.
+
+    For operations that want the leading axes merged, which the compiler cannot do
+    without gathering the activations when two of them are sharded. On a mesh without
+    `view`, or without a mesh, it is just the call.
+
+    Args:
+        f: treats the positions of the axis independently of each other.
+        split: arrays whose `axis` the mesh axis `view` splits, as it splits the
+            result's.
+        shared: arrays that every device of `view` reads whole.
+        axis: which one.
+    """
+    if dict(jax.sharding.get_abstract_mesh().shape).get("view", 1) == 1:
+        return f(*split, *shared)
+    part = PartitionSpec(*[None] * axis, "view")
+    return jax.shard_map(
+        f,
+        in_specs=(*[part] * len(split), *[PartitionSpec()] * len(shared)),
+        out_specs=part,
+        axis_names={"view"},
+    )(*split, *shared)
+
+
+def put(tree, sharding: NamedSharding):
+    """Arrays that every process holds whole, as global arrays of one sharding."""
+
+    def place(x):
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+    return jax.tree.map(place, tree)
+
+
+def local_copy(tree, mesh: Mesh):
+    """Global arrays, whole, on one device of each process: all processes call it."""
+    whole = replicated(mesh)
+    return jax.tree.map(lambda x: jax.device_put(x, whole).addressable_data(0), tree)

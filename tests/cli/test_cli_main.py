@@ -102,7 +102,7 @@ def test_launch_runs_a_command():
     root = os.path.join(os.path.dirname(__file__), "..", "..")
     launch = os.path.join(root, "launch.sh")
     done = subprocess.run(
-        [launch, "local", "--version"],
+        [launch, "local", "--", "--version"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHON": sys.executable},

@@ -1,19 +1,31 @@
 """The loop on a small regression task: learning, resuming, placement."""
 
 import dataclasses
+import io
+import os
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 from rich.console import Console
 
 from videomv_jax.models.layers import linear
+from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.config import TrainConfig
-from videomv_jax.training.loop import train
+from videomv_jax.training.loop import make_mesh, train
 from videomv_jax.training.metrics import MetricWriter
-from videomv_jax.training.state import Networks
+from videomv_jax.training.state import (
+    Networks,
+    abstract_state,
+    apply_gradients,
+    create_state,
+)
+from videomv_jax.training.step import make_optimizer
 from videomv_jax.types import InputError
 
 QUIET = Console(quiet=True)
@@ -42,7 +54,8 @@ class Net(nnx.Module):
 class Reverse:
     """Learn to reverse vectors; noise in the loss shows whether keys resume."""
 
-    def __init__(self, poison: bool = False):
+    def __init__(self, poison=False, noise=0.1, spike_at=-1, broken_at=-1):
+        self.noise, self.events = noise, (spike_at, broken_at)
         self.networks = Networks(lambda rngs: {"net": Net(rngs)})
         self.initial = {}
         x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
@@ -51,8 +64,15 @@ class Reverse:
 
     def loss(self, networks, constants, index, key):
         x = constants["x"][index]
-        noisy = x + 0.1 * jax.random.normal(key, x.shape)
+        noisy = x + self.noise * jax.random.normal(key, x.shape)
         error = jnp.square(networks["net"](noisy) - x[:, ::-1]).mean()
+        for step, factor in zip(self.events, (1e4, np.nan), strict=True):
+            if step < 0:
+                continue
+            # The step's key tells which step it is.
+            wanted = jax.random.fold_in(jax.random.key(CONFIG.seed + 1), step - 1)
+            same = (jax.random.key_data(wanted) == jax.random.key_data(key)).all()
+            error = error * jnp.where(same, factor, 1.0)
         return error, {"index_sum": index.sum().astype(jnp.float32)}
 
     def sheet(self, params, constants):
@@ -67,9 +87,9 @@ def losses(folder):
     return [line.split(",")[:4] for line in lines]
 
 
-def run(folder, task=None, **changes):
+def run(folder, task=None, console=QUIET, **changes):
     task = task or Reverse()
-    train(task, dataclasses.replace(CONFIG, out=str(folder), **changes), QUIET)
+    train(task, dataclasses.replace(CONFIG, out=str(folder), **changes), console)
     return task.exported
 
 
@@ -99,12 +119,149 @@ def test_resuming_another_run_is_refused(tmp_path):
         run(tmp_path, learning_rate=0.1)
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 2}, {"tensor": 4}, {"fsdp": 2, "tensor": 2}])
-def test_every_mesh_learns_the_same(tmp_path, mesh):
-    plain = run(tmp_path / "plain")
-    sharded = run(tmp_path / "sharded", **mesh)
-    for name in plain:
-        np.testing.assert_allclose(sharded[name], plain[name], atol=1e-5)
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    """Weights after a run that splits nothing but the batch."""
+    return run(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        *(
+            {"strategy": name, "fsdp": 2 if "fsdp" in name else 0}
+            for name in STRATEGIES
+        ),
+        {"dcn_data": 1, "data": 2, "tensor": 4},
+    ],
+    ids=str,
+)
+def test_every_strategy_learns_the_same(tmp_path, on_one_device, mesh):
+    sharded = run(tmp_path, **mesh, log_every=12, save_every=12)
+    for name, weights in on_one_device.items():
+        np.testing.assert_allclose(sharded[name], weights, atol=1e-5)
+
+
+def test_moments_and_averages_lie_where_parameters_lie():
+    config = dataclasses.replace(CONFIG, strategy="fsdp_tp", fsdp=2)
+    mesh, task = make_mesh(config), Reverse()
+    optimizer = make_optimizer(config)
+    state = create_state(task.networks, optimizer, config, mesh)
+    kernel = "net.first.kernel"
+    assert state.params[kernel].sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert state.params[kernel].addressable_data(0).shape == (2, 2)
+    alike = [
+        x
+        for x in jax.tree.leaves(state)
+        if x.shape == (4, 8) and x.sharding == state.params[kernel].sharding
+    ]
+    assert len(alike) == 4  # the parameter, its average and two moments
+    abstract = abstract_state(task.networks, optimizer, config, mesh)
+    for like, x in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
+        assert (like.shape, like.dtype) == (x.shape, x.dtype)
+        assert like.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+def test_parts_of_a_batch_add_up(tmp_path):
+    """Without noise the parts' mean gradient is the batch's."""
+    whole = run(tmp_path / "whole", Reverse(noise=0), data=4, tensor=2)
+    parts = run(tmp_path / "parts", Reverse(noise=0), data=4, tensor=2, accumulate=4)
+    assert losses(tmp_path / "parts")[5][0] == "5"
+    for name in whole:
+        np.testing.assert_allclose(parts[name], whole[name], atol=1e-5)
+
+
+def test_resuming_on_another_mesh(tmp_path, on_one_device):
+    run(tmp_path, stop_after_minutes=1e-9, strategy="fsdp_tp", fsdp=2)
+    run(tmp_path, stop_after_minutes=1e-9, strategy="tp")
+    parts = run(tmp_path, strategy="dp")
+    for name, weights in on_one_device.items():
+        np.testing.assert_allclose(parts[name], weights, atol=1e-5)
+
+
+# Orbax leaves the errors of its other threads to the interpreter.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(tmp_path):
+    whole = run(tmp_path)
+    newest = tmp_path / "checkpoints" / "12"
+    files = [p for p in newest.rglob("*") if p.is_file() and p.parent.name == "d"]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    said = io.StringIO()
+    again = run(tmp_path, console=Console(file=said, width=300))
+    assert "checkpoint 12 cannot be read, moved to" in said.getvalue()
+    assert "resumed at step 8" in said.getvalue()
+    assert (tmp_path / "damaged" / "12").is_dir()
+    for name in whole:
+        np.testing.assert_array_equal(again[name], whole[name])
+    for number in (8, 12):
+        shutil.rmtree(tmp_path / "checkpoints" / str(number) / "state")
+    with pytest.raises(InputError, match="no checkpoint"):
+        run(tmp_path)
+
+
+def test_checkpoints_kept(tmp_path):
+    run(tmp_path, save_every=2, keep=2, keep_every=4)
+    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == [4, 8, 10, 12]
+
+
+def test_termination_saves_and_ends(tmp_path):
+    class Terminated(Reverse):
+        def sheet(self, params, constants):  # in the middle of the run
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().sheet(params, constants)
+
+    whole = run(tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(tmp_path / "parts", Terminated(), sample_every=5) is None
+    assert signal.getsignal(signal.SIGTERM) == before
+    saved = (tmp_path / "parts" / "checkpoints").iterdir()
+    assert sorted(int(p.name) for p in saved) == [4, 6]
+    parts = run(tmp_path / "parts")
+    for name in whole:
+        np.testing.assert_array_equal(parts[name], whole[name])
+
+
+def test_spikes_are_skipped_and_counted():
+    config = dataclasses.replace(CONFIG, spike_factor=3.0)
+    optimizer = make_optimizer(config)
+    task, mesh = Reverse(), make_mesh(config)
+    state = create_state(task.networks, optimizer, config, mesh)
+    ones = jax.tree.map(jnp.ones_like, state.params)
+
+    @jax.jit
+    def update(state, loss):
+        return apply_gradients(state, loss, jnp.float32(1), ones, optimizer, config)
+
+    def moved(state, loss):
+        new = update(state, jnp.float32(loss))
+        same = jax.tree.map(np.array_equal, new.params, state.params)
+        return new, not all(same.values())
+
+    state, _ = moved(state, 2.0)  # its learning rate is 0
+    for _ in range(99):  # while the mean forms, nothing is a spike
+        state, any_moved = moved(state, 2.0)
+    spiked, any_moved = moved(state, 6.1)
+    assert not any_moved
+    assert (int(spiked.health.skipped), int(spiked.step)) == (1, 101)
+    assert int(spiked.opt_state[1][0].count) == 100  # the moments know nothing of it
+    state, any_moved = moved(spiked, 5.9)
+    assert int(state.health.skipped) == 1
+    # A loss that stays high is a new normal after a while.
+    for _ in range(300):
+        state, _ = moved(state, 20.0)
+    assert 10 < int(state.health.skipped) < 100
+    state, any_moved = moved(state, np.nan)
+    assert not any_moved and int(state.health.broken) == int(state.step)
+
+
+def test_a_loss_that_breaks_between_logs(tmp_path):
+    """What is saved last is from before; the step is named."""
+    with pytest.raises(FloatingPointError, match="step 6"):
+        run(tmp_path, Reverse(broken_at=6), log_every=100, save_every=4)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["4"]
 
 
 def test_not_finite_loss_stops_and_saves_nothing(tmp_path):

@@ -19,6 +19,7 @@ from videomv_jax.cli.data import data
 from videomv_jax.cli.evaluate import evaluate
 from videomv_jax.cli.generate import generate
 from videomv_jax.cli.info import info
+from videomv_jax.cli.plan import plan
 from videomv_jax.cli.prepare import prepare
 from videomv_jax.cli.train import train
 from videomv_jax.types import InputError
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(train)
+app.command()(plan)
 app.command()(evaluate)
 app.command()(convert)
 app.command()(info)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def train(
@@ -16,10 +15,15 @@ def train(
         typer.Option(help="Override a field of the config: name=value; repeatable."),
     ] = None,
 ) -> None:
-    """Train the networks of one stage; the same command resumes an earlier run."""
+    """Train the networks of one stage; the same command resumes an earlier run.
+
+    On SIGTERM the run saves, and ends with exit code 0.
+    """
+    from videomv_jax.cli.environment import console_of_the_first, join_hosts
     from videomv_jax.training.config import load_config
     from videomv_jax.training.loop import train as run
     from videomv_jax.training.stages import make_task
 
     run_config = load_config(config, set or ())
-    run(make_task(run_config), run_config, Console())
+    join_hosts()
+    run(make_task(run_config), run_config, console_of_the_first())

@@ -3,15 +3,19 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from videomv_jax import compat
+from videomv_jax import compat, sharding
 from videomv_jax.models import layers
 
 # Below this many keys XLA's batched matmuls beat cuDNN's flash kernel (measured on
 # one H200: equal at 64, faster from 256, and 5 times faster at 1,024).
 _FLASH_MIN_KEYS = 256
+
+ATTENDED = "attended"
+"""What attention outputs are called for policies of rematerialisation."""
 
 
 def attention(
@@ -29,40 +33,33 @@ def attention(
     Returns:
         The attended values, in the type of q.
     """
-    batch = q.shape[:-3]
-    q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-3:])
-    out = _dispatch(q, k, v, mask)
-    return out.reshape(*batch, *out.shape[1:])
-
-
-def _dispatch(q, k, v, mask):
     flash = (
         compat.has_cuda()
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= 128
-        and q.shape[1] % 2 == 0
-        and k.shape[1] % 2 == 0
-        and k.shape[1] >= _FLASH_MIN_KEYS
+        and q.shape[-3] % 2 == 0
+        and k.shape[-3] % 2 == 0
+        and k.shape[-3] >= _FLASH_MIN_KEYS
     )
-
-    def xla(q, k, v):
-        return _plain(q, k, v, mask)
-
-    def cudnn(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-
     if not flash:
-        return xla(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, cuda=cudnn, default=xla)
+        return _plain(q, k, v, mask)
+    return jax.lax.platform_dependent(q, k, v, mask, cuda=_cudnn, default=_plain)
+
+
+def _cudnn(q, k, v, mask):
+    batch = q.shape[:-3]
+    q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
+    if mask is not None:
+        mask = mask.reshape(-1, *mask.shape[-3:])
+    y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    return y.reshape(*batch, *y.shape[1:])
 
 
 def _plain(q, k, v, mask):
     # Heads before tokens and the division last: up to four times as fast on a CPU as
     # one einsum and a softmax.
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    q, k, v = (x.swapaxes(-3, -2) for x in (q, k, v))
     logits = _logits(q * q.shape[-1] ** -0.5, k)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
@@ -70,7 +67,7 @@ def _plain(q, k, v, mask):
     weights = jnp.exp(logits - largest)
     y = (weights.astype(v.dtype) @ v).astype(jnp.float32)
     y = y / weights.sum(-1, keepdims=True)
-    return y.astype(v.dtype).swapaxes(1, 2)
+    return y.astype(v.dtype).swapaxes(-3, -2)
 
 
 # Float32 sums of products in the inputs' type. JAX's own derivative multiplies the
@@ -87,7 +84,10 @@ def _logits_jvp(primals, tangents):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self attention over the tokens of `[*b, l, d]`, without a norm."""
+    """Multi-head self attention over the tokens of `[*b, l, d]`, without a norm.
+
+    Of two leading axes, a mesh with `view` splits the second.
+    """
 
     def __init__(
         self,
@@ -96,6 +96,7 @@ class SelfAttention(nnx.Module):
         *,
         bias: bool,
         inner: int | None = None,
+        axes: layers.Axes = ("embed", "heads"),
         variance: float = 1.0,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
@@ -106,6 +107,7 @@ class SelfAttention(nnx.Module):
             features: width d.
             heads: how many.
             inner: width of all heads together, None for `features`.
+            axes: logical names of the features and of all heads together.
             bias: whether queries, keys and values have one; the output always has.
             variance: initial variance of the output, see `layers.linear`.
             dtype: compute type.
@@ -115,7 +117,7 @@ class SelfAttention(nnx.Module):
             features,
             3,
             inner or features,
-            axes=("embed", "heads"),
+            axes=axes,
             use_bias=bias,
             dtype=dtype,
             rngs=rngs,
@@ -123,7 +125,7 @@ class SelfAttention(nnx.Module):
         self.out = layers.linear(
             inner or features,
             features,
-            axes=("heads", "embed"),
+            axes=axes[::-1],
             variance=variance,
             dtype=dtype,
             rngs=rngs,
@@ -138,4 +140,8 @@ class SelfAttention(nnx.Module):
         q, k, v = (
             qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3)
         )
-        return self.out(attention(q, k, v, mask).reshape(*x.shape[:-1], -1))
+        if x.ndim == 4 and mask is None:
+            y = sharding.over_views(attention, q, k, v)
+        else:
+            y = attention(q, k, v, mask)
+        return self.out(checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED))

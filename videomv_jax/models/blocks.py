@@ -11,10 +11,12 @@ import functools
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from videomv_jax.models.attention import SelfAttention, attention
+from videomv_jax import sharding
+from videomv_jax.models.attention import ATTENDED, SelfAttention, attention
 from videomv_jax.models.layers import (
     Conv,
     GroupNorm,
@@ -41,19 +43,19 @@ class TemporalConv(nnx.Module):
             GroupNorm(features, groups, eps=1e-5, dtype=dtype) for _ in range(4)
         )
         # As a 2-D window over (views, pixels): no 3-D convolution is needed.
+        conv = functools.partial(Conv, view_axis=2, dtype=dtype, rngs=rngs)
         self.convs = nnx.List(
-            Conv(features, features, (3, 1), zero=i == 3, dtype=dtype, rngs=rngs)
-            for i in range(4)
+            conv(features, features, (3, 1), zero=i == 3) for i in range(4)
         )
 
     def __call__(self, x: Video, key: PRNGKey | None = None) -> Video:
         """Args: x, and the dropout key (none before the first convolution)."""
         b, f, h, w, c = x.shape
         keys = [None, *_split(key, 3)]
-        y = x.reshape(b, f, h * w, c)
+        y = to_pixels(x.reshape(b, f, h * w, c))
         for norm, conv, key in zip(self.norms, self.convs, keys, strict=True):
             y = conv(dropout(jax.nn.silu(norm(y)), self.rate, key))
-        return x + y.reshape(x.shape)
+        return x + to_views(y).reshape(x.shape)
 
 
 class ResBlock(nnx.Module):
@@ -72,12 +74,13 @@ class ResBlock(nnx.Module):
     ):
         self.rate = rate
         self.norm1 = GroupNorm(features_in, groups, eps=1e-5, dtype=dtype)
-        self.conv1 = Conv(features_in, features_out, dtype=dtype, rngs=rngs)
+        conv = functools.partial(Conv, view_axis=1, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(features_in, features_out)
         self.embed = linear(
             embedding, features_out, axes=("embed", "conv_out"), dtype=dtype, rngs=rngs
         )
         self.norm2 = GroupNorm(features_out, groups, eps=1e-5, dtype=dtype)
-        self.conv2 = Conv(features_out, features_out, zero=True, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(features_out, features_out, zero=True)
         skip = functools.partial(linear, axes=("conv_in", "conv_out"), dtype=dtype)
         same = features_in == features_out
         self.skip = None if same else skip(features_in, features_out, rngs=rngs)
@@ -89,15 +92,12 @@ class ResBlock(nnx.Module):
         self, x: Video, embedding: Float[Array, "b f e"], key: PRNGKey | None = None
     ) -> Video:
         """Args: x, the embedding of time and camera of each view, the dropout key."""
-        b, f = x.shape[:2]
         first, second = _split(key, 2)
-        y = x.reshape(b * f, *x.shape[2:])
-        y = self.conv1(jax.nn.silu(self.norm1(y)))
-        shift = self.embed(jax.nn.silu(embedding))
-        y = y + shift.reshape(b * f, 1, 1, -1)
-        y = self.conv2(dropout(jax.nn.silu(self.norm2(y)), self.rate, first))
+        y = self.conv1(jax.nn.silu(self.norm1(x, 2)))
+        y = y + self.embed(jax.nn.silu(embedding))[:, :, None, None]
+        y = self.conv2(dropout(jax.nn.silu(self.norm2(y, 2)), self.rate, first))
         x = x if self.skip is None else self.skip(x)
-        return self.temporal(x + y.reshape(x.shape), second)
+        return self.temporal(x + y, second)
 
 
 class CrossAttention(nnx.Module):
@@ -120,20 +120,21 @@ class CrossAttention(nnx.Module):
         self.out = linear(features, features, axes=axes[::-1], dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "n l c"], context: Float[Array, "b m k"]
-    ) -> Float[Array, "n l c"]:
+        self, x: Float[Array, "b f l c"], context: Float[Array, "b m k"]
+    ) -> Float[Array, "b f l c"]:
         """Attend.
 
         Args:
-            x: tokens of n views.
-            context: tokens that n/b consecutive views share: the views of a clip read
-                the same text, whose keys and values are computed once.
+            x: tokens of the views of b clips.
+            context: tokens that the views of a clip share: their keys and values are
+                computed once.
         """
-        b, n, heads = context.shape[0], x.shape[0], self.heads
+        b, heads = len(context), self.heads
         kv = self.kv(context)
         k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
-        q = self.q(x).reshape(b, n // b * x.shape[1], heads, -1)
-        return self.out(attention(q, k, v).reshape(x.shape))
+        q = self.q(x).reshape(b, x.shape[1] * x.shape[2], heads, -1)
+        y = sharding.over_views(attention, q, shared=(k, v))
+        return self.out(checkpoint_name(y.reshape(x.shape), ATTENDED))
 
 
 class FeedForward(nnx.Module):
@@ -177,8 +178,8 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "n l c"], context: Float[Array, "b m k"] | None = None
-    ) -> Float[Array, "n l c"]:
+        self, x: Float[Array, "b n l c"], context: Float[Array, "b m k"] | None = None
+    ) -> Float[Array, "b n l c"]:
         """Args: tokens, and the context if its width was declared."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), *([] if context is None else [context]))
@@ -207,7 +208,7 @@ class SpatialTransformer(nnx.Module):
     def __call__(self, x: Video, context: Float[Array, "b m k"]) -> Video:
         """Args: x, and the text tokens of each clip."""
         b, f, h, w, c = x.shape
-        y = self.proj_in(self.norm(x.reshape(b * f, h * w, c)))
+        y = self.proj_in(self.norm(x.reshape(b, f, h * w, c), 2))
         return x + self.proj_out(self.block(y, context)).reshape(x.shape)
 
 
@@ -238,10 +239,22 @@ class TemporalTransformer(nnx.Module):
     def __call__(self, x: Video) -> Video:
         """Args: x."""
         b, f, h, w, c = x.shape
-        y = self.norm(x).reshape(b, f, h * w, c).swapaxes(1, 2)
-        y = self.block(self.proj_in(y).reshape(b * h * w, f, -1))
-        y = self.proj_out(y).reshape(b, h * w, f, c).swapaxes(1, 2)
+        y = to_pixels(x.reshape(b, f, h * w, c))
+        y = self.block(self.proj_in(self.norm(y).swapaxes(1, 2)))
+        y = to_views(self.proj_out(y).swapaxes(1, 2))
         return x + y.reshape(x.shape)
+
+
+def to_pixels(x: Float[Array, "b f l c"]) -> Float[Array, "b f l c"]:
+    """All views of some pixels on each device, where the mesh splits views."""
+    x = sharding.constrain(x, "batch", "views", None)
+    return sharding.constrain(x, "batch", None, "pixels")
+
+
+def to_views(x: Float[Array, "b f l c"]) -> Float[Array, "b f l c"]:
+    """The reverse of `to_pixels`: all pixels of some views on each device."""
+    x = sharding.constrain(x, "batch", None, "pixels")
+    return sharding.constrain(x, "batch", "views", None)
 
 
 def _split(key: PRNGKey | None, count: int) -> list[PRNGKey | None]:

@@ -5,6 +5,7 @@ Source: I2VGen-XL (arXiv:2311.04145) as used by VideoMV (arXiv:2403.12010).
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -72,21 +73,31 @@ class ImageCondition(nnx.Module):
             hidden: width between embedding and tokens.
         """
         self.config = config
+        # Layers of a few channels, which no mesh divides, name no axes.
+        none = (None, None)
         conv = functools.partial(Conv, dtype="float32", rngs=rngs)
         dense = functools.partial(linear, dtype="float32", rngs=rngs)
         widths = (channels, 4 * channels, 4 * channels, channels)
-        self.local = nnx.List(map(conv, widths, widths[1:]))
+        self.local = nnx.List(
+            conv(*pair, axes=none) for pair in itertools.pairwise(widths)
+        )
         self.norm = LayerNorm(channels, dtype="float32")
         self.attention = SelfAttention(
-            channels, 2, inner=2 * channels, bias=False, dtype="float32", rngs=rngs
+            channels,
+            2,
+            inner=2 * channels,
+            axes=none,
+            bias=False,
+            dtype="float32",
+            rngs=rngs,
         )
-        self.mlp_in = dense(channels, 4 * channels)
-        self.mlp_out = dense(4 * channels, channels, axes=("mlp", "embed"))
+        self.mlp_in = dense(channels, 4 * channels, axes=none)
+        self.mlp_out = dense(4 * channels, channels, axes=none)
         self.local_tokens = nnx.List(
             [
-                conv(channels, 8 * channels),
-                conv(8 * channels, 16 * channels, stride=2),
-                conv(16 * channels, context_dim, stride=2),
+                conv(channels, 8 * channels, axes=none),
+                conv(8 * channels, 16 * channels, stride=2, axes=none),
+                conv(16 * channels, context_dim, stride=2, axes=("conv_out", None)),
             ]
         )
         self.token_hidden = dense(config.embedding_dim, hidden)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from videomv_jax import compat
+from videomv_jax import compat, sharding
 from videomv_jax.types import PRNGKey
 
 Axes = tuple[str | None, ...]
@@ -116,6 +116,10 @@ class Conv(nnx.Module):
 
     The kernel is stored output channel first (O, *window, I): what cuDNN reads
     without a copy. Padding is explicit and symmetric unless given per side.
+
+    Layers at the border of a network, whose few channels no mesh divides, pass `axes`
+    with None for that side. `view_axis` is the axis of the input that a mesh with
+    `view` splits, which must not be one the window reaches across.
     """
 
     def __init__(
@@ -126,11 +130,14 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         padding: Sequence[tuple[int, int]] | None = None,
+        axes: Axes = ("conv_out", "conv_in"),
+        view_axis: int | None = None,
         zero: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         self.stride = stride
+        self.view_axis = view_axis
         self.padding = tuple(padding or ((k // 2, k // 2) for k in window))
         self.dtype = dtype
         shape = (features_out, *window, features_in)
@@ -138,16 +145,23 @@ class Conv(nnx.Module):
         space = (None,) * len(window)
         self.kernel = nnx.Param(
             _initial(rngs, shape, variance),
-            axes=("conv_out", *space, "conv_in"),
+            axes=(axes[0], *space, axes[1]),
         )
-        self.bias = nnx.Param(
-            jnp.zeros((features_out,), jnp.float32), axes=("conv_out",)
-        )
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32), axes=axes[:1])
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        kernel = self.kernel[...].astype(self.dtype)
+        bias = self.bias[...].astype(self.dtype)
+        if self.view_axis is None:
+            return self._convolve(x, kernel, bias)
+        return sharding.over_views(
+            self._convolve, x, shared=(kernel, bias), axis=self.view_axis
+        )
+
+    def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
         space = "DHW"[-len(self.padding) :]
         batch = x.shape[: -len(space) - 1]
-        kernel, order = self.kernel[...].astype(self.dtype), f"O{space}I"
+        order = f"O{space}I"
         if compat.on_cpu():
             # XLA's CPU backend knows this order only, within loops and branches:
             # others run ten times slower there.
@@ -159,16 +173,15 @@ class Conv(nnx.Module):
             self.padding,
             dimension_numbers=(f"N{space}C", order, f"N{space}C"),
         )
-        bias = self.bias[...].astype(self.dtype)
         y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*batch, *y.shape[1:])
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation of `[n, ..., c]` over everything but n and the group.
+    """Group normalisation of `[*n, ..., c]` over everything but n and the group.
 
     Statistics are float32 and two-pass. Which axes share statistics is decided by
-    the shape passed: `[b * f, h, w, c]` is per frame, `[b, f, h, w, c]` per clip.
+    the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view, `norm(x)` per clip.
     """
 
     def __init__(self, features: int, groups: int = 32, *, eps: float, dtype):
@@ -176,19 +189,25 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("norm",))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("norm",))
 
-    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
-        y = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
-        y = y - self._mean(y)
-        spread = jax.lax.rsqrt(self._mean(jnp.square(y)) + self.eps)
-        y = y * (spread * self.scale[...][None, None]) + self.bias[...][None, None]
-        return y.astype(self.dtype).reshape(x.shape)
+    def __call__(self, x: Float[Array, "..."], batch: int = 1) -> Float[Array, "..."]:
+        """Args: x, and how many leading axes are samples of their own."""
+        y = x.astype(jnp.float32)
+        y = y - self._mean(y, batch)
+        spread = jax.lax.rsqrt(self._mean(jnp.square(y), batch) + self.eps)
+        ones = (1,) * (x.ndim - 1)
+        scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
+        return (y * (spread * scale) + bias).astype(self.dtype)
 
-    def _mean(self, x: Float[Array, "n l c"]) -> Float[Array, "n 1 c"]:
-        """Means of the groups, for each channel; per channel first, which is fast."""
-        n, _, c = x.shape
-        mean = x.mean(1).reshape(n, self.groups, -1).mean(-1, keepdims=True)
-        mean = jnp.broadcast_to(mean, (n, self.groups, c // self.groups))
-        return mean.reshape(n, 1, c)
+    def _mean(self, x: Array, batch: int) -> Array:
+        """Means of the groups, for each channel; per channel first, which is fast.
+
+        The reduced axes are not merged: one of them may be sharded.
+        """
+        samples, c = x.shape[:batch], x.shape[-1]
+        mean = x.mean(range(batch, x.ndim - 1))
+        mean = mean.reshape(*samples, self.groups, -1).mean(-1, keepdims=True)
+        mean = jnp.broadcast_to(mean, (*samples, self.groups, c // self.groups))
+        return mean.reshape(*samples, *(1,) * (x.ndim - 1 - batch), c)
 
 
 class ResidualBlock(nnx.Module):
@@ -248,11 +267,11 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-def upsample(x: Float[Array, "n h w c"]) -> Float[Array, "n 2*h 2*w c"]:
+def upsample(x: Float[Array, "*n h w c"]) -> Float[Array, "*n 2*h 2*w c"]:
     """Nearest-neighbour upsampling by 2."""
-    n, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
-    return x.reshape(n, 2 * h, 2 * w, c)
+    *n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*n, h, 2, w, 2, c))
+    return x.reshape(*n, 2 * h, 2 * w, c)
 
 
 def sinusoid(t: Float[Array, "b"], features: int) -> Float[Array, "b d"]:

@@ -192,7 +192,13 @@ class MultiViewUNet(nnx.Module):
         layer = functools.partial(Layer, config=config, rngs=rngs)
         conv = functools.partial(Conv, dtype=config.dtype, rngs=rngs)
         # In float32: rays of neighbouring pixels differ by less than bfloat16 sees.
-        self.conv_in = Conv(9, config.down_channels[0], dtype="float32", rngs=rngs)
+        self.conv_in = Conv(
+            9,
+            config.down_channels[0],
+            axes=("conv_out", None),
+            dtype="float32",
+            rngs=rngs,
+        )
         self.down, self.up = nnx.List(), nnx.List()
         width = config.down_channels[0]
         skips = [width]
@@ -215,7 +221,9 @@ class MultiViewUNet(nnx.Module):
                 width = wide
             self.up.append(Level(layers, None if last else conv(wide, wide)))
         self.norm_out = GroupNorm(width, config.groups, eps=_EPS, dtype="float32")
-        self.conv_out = Conv(width, _CHANNELS, dtype="float32", rngs=rngs)
+        self.conv_out = Conv(
+            width, _CHANNELS, axes=(None, "conv_in"), dtype="float32", rngs=rngs
+        )
 
     def __call__(self, x: Features) -> Features:
         run = jax.checkpoint if self.config.remat == "block" else lambda layer: layer

@@ -17,6 +17,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from videomv_jax import sharding
+from videomv_jax.models.attention import ATTENDED
 from videomv_jax.models.blocks import (
     ResBlock,
     SpatialTransformer,
@@ -30,6 +32,18 @@ from videomv_jax.models.image_condition import (
 )
 from videomv_jax.models.layers import Conv, GroupNorm, linear, sinusoid, upsample
 from videomv_jax.types import InputError, PRNGKey, TextStates
+
+_policies = jax.checkpoint_policies
+_REMAT = {
+    "block": _policies.nothing_saveable,
+    "attention": _policies.save_only_these_names(ATTENDED),
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[ATTENDED],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +67,9 @@ class UNetConfig:
         groups: groups of each group norm. More than one channel per group is needed,
             or the norm erases the embedding.
         dtype: compute type; parameters and output are float32.
-        remat: "block" recomputes each block in the backward pass, "none" nothing.
+        remat: what the backward pass recomputes: "none"; "block", everything but the
+            blocks' inputs; "attention", also not the outputs of attentions, which
+            are saved; "offload", the same with those in the host's memory.
     """
 
     in_channels: int = 4
@@ -71,11 +87,11 @@ class UNetConfig:
     dropout: float = 0.1
     groups: int = 32
     dtype: DTypeLike = jnp.bfloat16
-    remat: Literal["none", "block"] = "none"
+    remat: Literal["none", "block", "attention", "offload"] = "none"
 
     def __post_init__(self):
-        if self.remat not in ("none", "block"):
-            raise InputError(f"remat is {self.remat!r}; want 'none' or 'block'")
+        if self.remat != "none" and self.remat not in _REMAT:
+            raise InputError.unknown("remat", self.remat, ("none", *_REMAT))
         for multiplier in self.multipliers:
             width = self.dim * multiplier
             if width % self.head_dim or width % self.groups:
@@ -114,7 +130,8 @@ class Embedding(nnx.Module):
         self, features_in: int, features: int, *, zero: bool = False, rngs: nnx.Rngs
     ):
         dense = functools.partial(linear, dtype=jnp.float32, rngs=rngs)
-        self.hidden = dense(features_in, features)
+        # The inputs are few: no mesh need divide them.
+        self.hidden = dense(features_in, features, axes=(None, "mlp"))
         self.out = dense(features, features, axes=("mlp", "embed"), zero=zero)
 
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... e"]:
@@ -162,7 +179,7 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths, dim = config.widths, config.dim
-        conv = functools.partial(Conv, dtype=config.dtype, rngs=rngs)
+        conv = functools.partial(Conv, view_axis=1, dtype=config.dtype, rngs=rngs)
         self.time_embedding = Embedding(dim, 4 * dim, rngs=rngs)
         self.camera_embedding = Embedding(
             config.camera_dim, 4 * dim, zero=True, rngs=rngs
@@ -178,7 +195,8 @@ class UNet(nnx.Module):
             if config.image is not None
             else None
         )
-        self.conv_in = conv(latent if self.image is None else 2 * latent, dim)
+        channels = latent if self.image is None else 2 * latent
+        self.conv_in = conv(channels, dim, axes=("conv_out", None))
         self.temporal_in = _temporal(config, dim, rngs, config.num_heads)
 
         def stages(i: int, inputs: list[int]) -> list[Stage]:
@@ -204,7 +222,9 @@ class UNet(nnx.Module):
             grow = None if i == 0 else conv(width, width)
             self.up.append(Level(stages(i, inputs), grow))
         self.norm_out = GroupNorm(dim, config.groups, eps=1e-5, dtype=config.dtype)
-        self.conv_out = conv(dim, config.out_channels, zero=True)
+        self.conv_out = conv(
+            dim, config.out_channels, axes=(None, "conv_in"), zero=True
+        )
 
     def __call__(
         self,
@@ -239,6 +259,8 @@ class UNet(nnx.Module):
         """
         self._check(x, t, context, camera, fps, image)
         embedding = self._embed(x.shape[1], t, camera, fps)
+        embedding = sharding.constrain(embedding, "batch", "views")
+        x = sharding.constrain(x, "batch", "views")
         run, keys = self._runner(), _keys(key)
         if self.image is not None:
             assert image is not None
@@ -272,11 +294,9 @@ class UNet(nnx.Module):
             for stage in level.stages:
                 x = through(stage, jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
-                b, f = x.shape[:2]
-                x = level.resample(upsample(x.reshape(b * f, *x.shape[2:])))
-                x = x.reshape(b, f, *x.shape[1:])
-        y = self.norm_out(x.reshape(-1, *x.shape[2:])).reshape(x.shape)
-        return self.conv_out(jax.nn.silu(y)).astype(jnp.float32)
+                x = level.resample(upsample(x))
+        y = self.conv_out(jax.nn.silu(self.norm_out(x, 2)))
+        return sharding.constrain(y.astype(jnp.float32), "batch", "views")
 
     def _embed(self, views, t, camera, fps) -> Float[Array, "b f e"]:
         embedding = self.time_embedding(sinusoid(t, self.config.dim))
@@ -290,7 +310,8 @@ class UNet(nnx.Module):
     def _runner(self) -> Callable[..., Video]:
         if self.config.remat == "none":
             return lambda module, *args: module(*args)
-        return nnx.remat(lambda module, *args: module(*args))
+        policy = _REMAT[self.config.remat]
+        return nnx.remat(lambda module, *args: module(*args), policy=policy)
 
     def _check(self, x, t, context, camera, fps, image):
         config = self.config

@@ -142,7 +142,9 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         dtype, widths = config.dtype, config.widths
-        self.conv_in = Conv(3, widths[0], dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(
+            3, widths[0], axes=("conv_out", None), dtype=dtype, rngs=rngs
+        )
         self.levels = nnx.List(
             Stack(_residual([i] + [o] * config.layers, config, rngs=rngs), config)
             for i, o in itertools.pairwise((widths[0], *widths))
@@ -155,7 +157,11 @@ class Encoder(nnx.Module):
         self.middle = _middle(config, rngs=rngs)
         self.norm_out = GroupNorm(widths[-1], config.groups, eps=_EPS, dtype=dtype)
         self.conv_out = Conv(
-            widths[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs
+            widths[-1],
+            2 * config.latent_channels,
+            axes=(None, "conv_in"),
+            dtype=dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x: Features) -> Features:
@@ -171,7 +177,13 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
         dtype, widths = config.dtype, config.widths[::-1]
-        self.conv_in = Conv(config.latent_channels, widths[0], dtype=dtype, rngs=rngs)
+        self.conv_in = Conv(
+            config.latent_channels,
+            widths[0],
+            axes=("conv_out", None),
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.middle = _middle(config, rngs=rngs)
         self.levels = nnx.List(
             Stack(_residual([i] + [o] * (config.layers + 1), config, rngs=rngs), config)
@@ -179,7 +191,9 @@ class Decoder(nnx.Module):
         )
         self.upsamples = nnx.List(Upsample(w, config, rngs=rngs) for w in widths[:-1])
         self.norm_out = GroupNorm(widths[-1], config.groups, eps=_EPS, dtype=dtype)
-        self.conv_out = Conv(widths[-1], 3, dtype=dtype, rngs=rngs)
+        self.conv_out = Conv(
+            widths[-1], 3, axes=(None, "conv_in"), dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: Features) -> Features:
         x = self.middle(self.conv_in(x))
@@ -201,7 +215,7 @@ class VAE(nnx.Module):
         self.config = config
         c, dtype = config.latent_channels, config.dtype
         self.encoder = Encoder(config, rngs=rngs)
-        axes = ("conv_in", "conv_out")
+        axes = (None, None)
         self.quant = linear(2 * c, 2 * c, axes=axes, dtype=dtype, rngs=rngs)
         self.post_quant = linear(c, c, axes=axes, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, rngs=rngs)

@@ -14,9 +14,12 @@ from typing import Literal, get_args
 
 from ml_collections import ConfigDict
 
+from videomv_jax.sharding import STRATEGIES
+from videomv_jax.training.parts import TRAIN
 from videomv_jax.types import InputError
 
 Stage = Literal["autoencoder", "diffusion", "reconstruction"]
+REMAT = ("none", "block", "attention", "offload")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,29 @@ class TrainConfig:
         stop_after_minutes: save and stop this long after the program started;
             rerunning goes on. 0: never.
         batch_size: objects per step over all processes.
+        accumulate: parts of a batch that go through the networks one after another;
+            their gradients are averaged.
         objects: how many different objects the run draws from.
         seed: of weights, noise and data order.
         compute_dtype: of the networks; parameters stay float32.
+        remat: what the UNet's backward pass recomputes, see `UNetConfig.remat`.
         learning_rate, warmup_steps, weight_decay, beta2, clip_norm: AdamW.
+        rate_spatial, rate_text: factors on the learning rate of the UNet's layers
+            that see one view at a time, and of the text encoder.
+        train: which weights train: "all"; "temporal", the UNet's layers over views
+            and its camera embedding; "lora", low-rank updates of the UNet's attention.
+        lora_rank: of those updates.
         ema_decay: of the exported weights.
-        data, fsdp, tensor, view: mesh sizes, one may be -1.
-        log_every, sample_every, save_every, keep: in steps; checkpoints kept.
+        spike_factor: an update whose loss exceeds this many times the running mean is
+            skipped and counted. 0: none is.
+        strategy: how the mesh splits the work, see `sharding.STRATEGIES`.
+        data, fsdp, tensor, view: mesh sizes within a slice that differ from the
+            strategy's; one may be -1, 0 is as the strategy says.
+        dcn_data, dcn_fsdp, dcn_tensor, dcn_view: across slices, likewise.
+        log_every, save_every: in steps.
+        sample_every: in steps; 0: never.
+        keep: the newest checkpoints kept.
+        keep_every: checkpoints of multiples of this step are kept beside. 0: none.
         views: views per object and step that the autoencoder sees.
         kl_weight: of the autoencoder's mean KL divergence per latent value.
         train_text: train the text encoder along with the UNet.
@@ -61,23 +80,36 @@ class TrainConfig:
     steps: int = 1000
     stop_after_minutes: float = 0.0
     batch_size: int = 64
+    accumulate: int = 1
     objects: int = 32768
     seed: int = 0
     compute_dtype: str = "float32"
+    remat: str = "none"
     learning_rate: float = 3e-4
     warmup_steps: int = 100
     weight_decay: float = 0.0
     beta2: float = 0.99
     clip_norm: float = 1.0
+    rate_spatial: float = 1.0
+    rate_text: float = 1.0
+    train: str = "all"
+    lora_rank: int = 16
     ema_decay: float = 0.999
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    view: int = 1
+    spike_factor: float = 0.0
+    strategy: str = "dp"
+    data: int = 0
+    fsdp: int = 0
+    tensor: int = 0
+    view: int = 0
+    dcn_data: int = 0
+    dcn_fsdp: int = 0
+    dcn_tensor: int = 0
+    dcn_view: int = 0
     log_every: int = 50
     sample_every: int = 1000
     save_every: int = 1000
     keep: int = 2
+    keep_every: int = 0
     views: int = 4
     kl_weight: float = 1e-4
     train_text: bool = True
@@ -133,9 +165,26 @@ def freeze(values: dict) -> TrainConfig:
     config = TrainConfig(**values)
     if config.stage not in get_args(Stage):
         raise InputError(f"stage: {config.stage!r}; want one of {get_args(Stage)}")
-    for name in ("steps", "batch_size", "objects", "log_every", "views"):
+    for name, known in (("remat", REMAT), ("train", TRAIN), ("strategy", STRATEGIES)):
+        if getattr(config, name) not in known:
+            raise InputError.unknown(name, getattr(config, name), known)
+    at_least_1 = ("steps", "batch_size", "accumulate", "objects", "log_every")
+    for name in (*at_least_1, "save_every", "keep", "views", "lora_rank"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 1")
+    for name in ("sample_every", "keep_every", "spike_factor"):
+        if getattr(config, name) < 0:
+            raise InputError(f"{name}: {getattr(config, name)}; want at least 0")
+    if config.batch_size % config.accumulate:
+        raise InputError(
+            f"accumulate: {config.accumulate} does not divide batch_size "
+            f"{config.batch_size}"
+        )
+    if config.train != "all" and (config.stage != "diffusion" or not config.init_from):
+        raise InputError(
+            f"train: {config.train!r} is for the diffusion stage, from the weights "
+            "that `init_from` has"
+        )
     for name in ("condition_dropout", "even_inputs", "corrupted_inputs"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name}: {getattr(config, name)}; want 0 to 1")

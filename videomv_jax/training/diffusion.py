@@ -15,6 +15,7 @@ from videomv_jax.diffusion import losses, process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
 from videomv_jax.models.clip import TextEncoder
 from videomv_jax.models.unet import UNet
+from videomv_jax.models.vae import VAE
 from videomv_jax.sampling import samplers
 from videomv_jax.sampling.loop import sample
 from videomv_jax.splat.conventions import unet_condition
@@ -34,42 +35,91 @@ class DiffusionTask:
     the unconditional branch of guidance meets what it was trained on.
     """
 
-    def __init__(
-        self,
+    def __init__(self, config: TrainConfig, model: ModelConfig):
+        """The structure alone, its arrays as shapes: what a plan of the run needs."""
+        assert model.unet is not None and model.text_encoder is not None
+        assert model.vae is not None
+        self._config, self._model = config, model
+        self._schedule = schedule.by_name(model.schedule)
+        self._cameras = model.cameras.orbit()
+        unet: Any = dataclasses.replace(
+            model.unet, dtype=config.compute_dtype, remat=config.remat
+        )
+        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
+        vae = dataclasses.replace(model.vae, dtype=config.compute_dtype)
+        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
+        frozen: dict[str, Any] = {"vae": lambda rngs: VAE(vae, rngs=rngs)}
+        texts = trained if config.train_text else frozen
+        texts["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
+        self.networks, self._frozen = (
+            Networks(lambda rngs, all=all: {n: make(rngs) for n, make in all.items()})
+            for all in (trained, frozen)
+        )
+        self._names = tuple(trained), tuple(frozen)
+        self.initial: Params = {}
+        shape = jax.ShapeDtypeStruct
+        n, views, length = (
+            config.objects,
+            model.cameras.views,
+            model.text_encoder.length,
+        )
+        latent = model.cameras.size // 2 ** (len(model.vae.multipliers) - 1)
+        latents = (n, views, latent, latent, model.vae.latent_channels)
+        self.constants: Any = {
+            "frozen": jax.eval_shape(self._frozen.init, jax.random.key(0)),
+            "uncond": shape((1, length), jnp.int32),
+            "pool": pool.Pool(
+                None, shape((n, length), jnp.int32), shape(latents, jnp.bfloat16)
+            ),
+        }
+        self._sample = jax.jit(self._sampled_views)
+
+    def random_constants(self, key: PRNGKey) -> Any:
+        """Values of the constants' shapes, for measurements: random ones."""
+        shapes = self.constants
+        key_frozen, key_latents, key_tokens = jax.random.split(key, 3)
+        objects = shapes["pool"]
+        vocabulary = self._model.text_encoder.vocab if self._model.text_encoder else 1
+        return {
+            "frozen": self._frozen.init(key_frozen),
+            "uncond": jnp.zeros(shapes["uncond"].shape, jnp.int32),
+            "pool": pool.Pool(
+                None,
+                jax.random.randint(key_tokens, objects.tokens.shape, 0, vocabulary),
+                jax.random.normal(key_latents, objects.latents.shape, jnp.bfloat16),
+            ),
+        }
+
+    @classmethod
+    def load(
+        cls,
         config: TrainConfig,
         model: ModelConfig,
         start: LoadedModel,
         tokenizer: PreTrainedTokenizerBase,
-    ):
-        if start.vae is None:
-            raise InputError(f"init_from: {config.init_from!r} has no VAE")
-        assert model.unet is not None and model.text_encoder is not None
-        self._config, self._model, self._start = config, model, start
-        self._tokenizer = tokenizer
-        self._schedule = schedule.by_name(model.schedule)
-        self._cameras = model.cameras.orbit()
-        unet = dataclasses.replace(model.unet, dtype=config.compute_dtype)
-        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
-        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
-        frozen: dict[str, Any] = {"vae": start.vae}
-        if config.train_text:
-            trained["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
-        elif start.text_encoder is None:
-            raise InputError(f"init_from: {config.init_from!r} has no text encoder")
-        else:
-            frozen["text_encoder"] = start.text_encoder
-        self.networks = Networks(
-            lambda rngs: {name: build(rngs) for name, build in trained.items()}
-        )
-        self.initial = pool.given(start, trained)
-        self._frozen, frozen_params = Networks.split(frozen)
+    ) -> "DiffusionTask":
+        """The task with its arrays: frozen weights, initial ones, the objects.
+
+        Raises:
+            InputError: `start` lacks a network that stays frozen.
+        """
+        task = cls(config, model)
+        trained, names = task._names
+        frozen = {name: getattr(start, name) for name in names}
+        for name, network in frozen.items():
+            if network is None:
+                raise InputError(f"init_from: {config.init_from!r} has no {name}")
+        assert model.text_encoder is not None
+        task._start, task._tokenizer = start, tokenizer
+        task.initial = pool.given(start, trained)
+        task._frozen, frozen_params = Networks.split(frozen)
         length = model.text_encoder.length
         uncond, _ = encode(tokenizer, [model.sampling.negative_prompt], length)
         objects = pool.encoded(
-            pool.descriptions(config), start.vae, tokenizer, length, model.cameras
+            pool.descriptions(config), frozen["vae"], tokenizer, length, model.cameras
         )
-        self.constants = {"frozen": frozen_params, "uncond": uncond, "pool": objects}
-        self._sample = jax.jit(self._sampled_views)
+        task.constants = {"frozen": frozen_params, "uncond": uncond, "pool": objects}
+        return task
 
     def loss(
         self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -11,19 +12,21 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from videomv_jax import sharding
+from videomv_jax.training import parts
 from videomv_jax.training.checkpoint import Checkpoints
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.flops import count as count_flops
 from videomv_jax.training.metrics import MetricWriter, mfu
 from videomv_jax.training.state import TrainState, create_state
-from videomv_jax.training.step import Task, make_optimizer, make_step
+from videomv_jax.training.step import BROKEN, Task, make_optimizer, make_step
+from videomv_jax.training.stop import Stop, Wish
 from videomv_jax.types import InputError
 
-_STARTED = time.perf_counter()
 
-
-def train(task: Task, config: TrainConfig, console: Console) -> Path:
+def train(task: Task, config: TrainConfig, console: Console) -> Path | None:
     """Run or resume a run and export its model.
+
+    Every process of the run calls it; the first one writes.
 
     Args:
         task: the stage, see `Task`.
@@ -32,24 +35,21 @@ def train(task: Task, config: TrainConfig, console: Console) -> Path:
 
     Returns:
         The exported model folder, `<out>/model`: the moving average of the weights.
+        None if the run was terminated; it is saved, and the same call goes on.
 
     Raises:
         FloatingPointError: the loss is not finite; nothing is saved after it was.
-        InputError: the batch does not fit the mesh, or the run in `out` was made
-            with another config.
+        InputError: the batch does not fit the mesh, the run in `out` was made with
+            another config, or no checkpoint of it can be read.
     """
     out = Path(config.out)
-    mesh = _mesh(config)
+    mesh = make_mesh(config)
     state = create_state(
-        task.networks,
-        make_optimizer(config),
-        jax.random.key(config.seed),
-        mesh,
-        task.initial,
+        task.networks, make_optimizer(config), config, mesh, task.initial
     )
     data = _indices(config)
     with contextlib.ExitStack() as files:
-        checkpoints = Checkpoints(out / "checkpoints", config)
+        checkpoints = Checkpoints(out / "checkpoints", config, console)
         files.callback(checkpoints.close)
         if restored := checkpoints.restore(state):
             state, position = restored
@@ -57,91 +57,156 @@ def train(task: Task, config: TrainConfig, console: Console) -> Path:
             console.print(f"resumed at step {int(state.step)} from {out}")
         writer = MetricWriter(out, console, int(state.step))
         files.callback(writer.close)
-        with jax.set_mesh(mesh):
-            constants = jax.device_put(task.constants, sharding.replicated(mesh))
-            state = _run(task, config, state, constants, data, checkpoints, writer)
+        constants = sharding.put(task.constants, sharding.replicated(mesh))
+        stop = files.enter_context(Stop(config.stop_after_minutes, mesh))
+        run = _Run(task, config, mesh, constants, data, checkpoints, writer, stop)
+        state, wish = run.steps(state)
+    if wish == Wish.TERMINATED:
+        console.print(f"terminated at step {int(state.step)}; the same command goes on")
+        return None
     folder = out / "model"
+    weights = run.weights(state)
     if jax.process_index() == 0:
-        task.export(state.ema, constants, str(folder))
+        task.export(weights, run.local_constants(), str(folder))
         console.print(f"wrote {folder}")
     return folder
 
 
-def _run(
-    task: Task,
-    config: TrainConfig,
-    state: TrainState,
-    constants,
-    data: grain.DatasetIterator,
-    checkpoints: Checkpoints,
-    writer: MetricWriter,
-) -> TrainState:
-    """Steps from where `state` stands to the end, or to the time limit."""
-    mesh = jax.sharding.get_mesh()
-    key = jax.random.key(config.seed + 1)
-    local = config.batch_size // jax.process_count()
-    index = sharding.put_batch(np.zeros(local, np.int64), mesh)
-    with writer.console.status("compiling the step"):
-        clock = time.perf_counter()
-        step = make_step(task, make_optimizer(config), config)
-        traced = step.trace(state, constants, index, key)
-        flops = count_flops(traced.jaxpr)
-        step = traced.lower().compile()
-    size = sum(x.size for x in state.params.values())
-    writer.console.print(
-        f"{size / 1e6:.2f} M parameters, {flops / 1e12:.3g} TFLOP a step, "
-        f"compiled in {time.perf_counter() - clock:.1f} s"
-    )
+class _Run:
+    """What the steps of a run share."""
 
-    clock = time.perf_counter()
-    logged = start = int(state.step)
-    for number in range(start + 1, config.steps + 1):
-        index = sharding.put_batch(next(data), mesh)
-        state, metrics = step(state, constants, index, key)
-        minutes = (time.perf_counter() - _STARTED) / 60
-        last = number == config.steps or minutes > config.stop_after_minutes > 0
-        log, save, show = (
-            last or number % every == 0
-            for every in (config.log_every, config.save_every, config.sample_every)
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        mesh: Mesh,
+        constants: Any,
+        data: grain.DatasetIterator,
+        checkpoints: Checkpoints,
+        writer: MetricWriter,
+        stop: Stop,
+    ):
+        self.task, self.config, self.mesh = task, config, mesh
+        self.constants, self.data = constants, data
+        self.checkpoints, self.writer, self.stop = checkpoints, writer, stop
+
+    def steps(self, state: TrainState) -> tuple[TrainState, Wish]:
+        """From where `state` stands to the end, or to where the run has to stop."""
+        config, batch = self.config, sharding.batch_sharding(self.mesh)
+        key = _replicated_key(config.seed + 1, self.mesh)
+        example = sharding.put(np.zeros(config.batch_size, np.int64), batch)
+        step, flops = self._compile(state, example, key)
+
+        clock, waited = time.perf_counter(), 0.0
+        logged = start = int(state.step)
+        wish = Wish.GO_ON
+        for number in range(start + 1, config.steps + 1):
+            waiting = time.perf_counter()
+            index = sharding.put(next(self.data), batch)
+            waited += time.perf_counter() - waiting
+            state, metrics = step(state, self.constants, index, key)
+            wish = self.stop.wish()
+            last = number == config.steps or wish != Wish.GO_ON
+            log, save = (
+                last or number % every == 0
+                for every in (config.log_every, config.save_every)
+            )
+            if log or save:
+                names = sorted(metrics, key=lambda name: (name != "loss", name))
+                values = {name: float(metrics[name]) for name in names}
+                if broken := int(values.pop(BROKEN)):
+                    raise FloatingPointError(f"the loss at step {broken} is not finite")
+            if log:
+                seconds = time.perf_counter() - clock
+                speed = (number - logged) / seconds
+                values |= {
+                    "steps_per_s": speed,
+                    "objects_per_s": speed * config.batch_size,
+                    "data_wait": waited / seconds,
+                }
+                if (share := mfu(flops, speed)) is not None:
+                    values["mfu"] = share
+                self.writer.write(number, config.steps, values)
+            if save:
+                self.checkpoints.save(state, self.data.get_state())
+            show = config.sample_every and wish != Wish.TERMINATED
+            show = show and (last or number % config.sample_every == 0)
+            if show:
+                self._show(number, state)
+            if log or show:
+                logged, clock, waited = number, time.perf_counter(), 0.0
+            if last:
+                break
+        return state, wish
+
+    def weights(self, state: TrainState) -> parts.Params:
+        """The averaged model, whole, on one device; all processes call it."""
+        trained, frozen = (
+            sharding.local_copy(x, self.mesh) for x in (state.ema, state.frozen)
         )
-        if log or save:
-            names = sorted(metrics, key=lambda name: (name != "loss", name))
-            values = {name: float(metrics[name]) for name in names}
-            if not np.isfinite(values["loss"]):
-                raise FloatingPointError(f"the loss at step {number} is not finite")
-        if log:
-            speed = (number - logged) / (time.perf_counter() - clock)
-            pace = {"steps_per_s": speed, "objects_per_s": speed * config.batch_size}
-            share = mfu(flops, speed)
-            values |= pace if share is None else pace | {"mfu": share}
-            writer.write(number, config.steps, values)
-        if save:
-            checkpoints.save(state, data.get_state())
-        if show:
-            writer.picture(number, task.sheet(state.ema, constants))
-        if log or show:
-            logged, clock = number, time.perf_counter()
-        if last:
-            break
-    return state
+        return parts.merge(trained, frozen)
+
+    def local_constants(self) -> Any:
+        """The task's constants on one device of this process."""
+        return jax.tree.map(lambda x: x.addressable_data(0), self.constants)
+
+    def _compile(self, state, index, key):
+        with self.writer.console.status("compiling the step"):
+            clock = time.perf_counter()
+            step = make_step(self.task, make_optimizer(self.config), self.config)
+            # The mesh of the context places activations; samples are made without.
+            with jax.set_mesh(self.mesh):
+                traced = step.trace(state, self.constants, index, key)
+                flops = count_flops(traced.jaxpr)
+                step = traced.lower().compile()
+        trained, frozen = (
+            sum(x.size for x in part.values()) for part in (state.params, state.frozen)
+        )
+        self.writer.console.print(
+            f"{trained / 1e6:.2f} M parameters, {frozen / 1e6:.2f} M frozen, "
+            f"{flops / 1e12:.3g} TFLOP a step, on "
+            f"{', '.join(f'{a}={n}' for a, n in self.mesh.shape.items())}, "
+            f"compiled in {time.perf_counter() - clock:.1f} s"
+        )
+        return step, flops
+
+    def _show(self, number: int, state: TrainState) -> None:
+        weights = self.weights(state)
+        if jax.process_index() == 0:
+            sheet = self.task.sheet(weights, self.local_constants())
+            self.writer.picture(number, sheet)
 
 
-def _mesh(config: TrainConfig) -> Mesh:
-    mesh = sharding.make_mesh(
-        data=config.data, fsdp=config.fsdp, tensor=config.tensor, view=config.view
-    )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch_size % shards:
+def make_mesh(config: TrainConfig, devices=None) -> Mesh:
+    """The run's mesh, over all devices or some.
+
+    Raises:
+        InputError: sizes that do not fit, or a batch that does not divide over them.
+    """
+    ici = {axis: getattr(config, axis) for axis in sharding.MESH_AXES}
+    dcn = {axis: getattr(config, f"dcn_{axis}") for axis in sharding.MESH_AXES}
+    mesh = sharding.make_mesh(config.strategy, ici=ici, dcn=dcn, devices=devices)
+    shards = sharding.batch_shards(mesh)
+    part = config.batch_size // config.accumulate
+    if part % shards:
         raise InputError(
-            f"batch_size: {config.batch_size} does not divide over {shards} shards"
+            f"batch_size: {config.batch_size} in {config.accumulate} parts does not "
+            f"divide over {shards} shards"
         )
     return mesh
 
 
+def _replicated_key(seed: int, mesh: Mesh):
+    whole = sharding.replicated(mesh)
+    return jax.jit(lambda: jax.random.key(seed), out_shardings=whole)()
+
+
 def _indices(config: TrainConfig) -> grain.DatasetIterator:
-    """This process's share of shuffled object numbers, `[b]` a step, for ever."""
-    count = jax.process_count()
+    """Shuffled object numbers, those of a whole step at a time, for ever.
+
+    Every process has all of them, and its devices take theirs: the order, and where to
+    resume in it, do not depend on how many processes and devices there are.
+    """
     numbers = grain.MapDataset.range(config.objects).shuffle(seed=config.seed)
-    numbers = numbers.repeat()[jax.process_index() :: count]
-    batches = numbers.batch(config.batch_size // count, drop_remainder=True)
+    batches = numbers.repeat().batch(config.batch_size, drop_remainder=True)
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1)))

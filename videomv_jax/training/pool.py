@@ -39,14 +39,14 @@ class Pool:
     """Objects of the training split and what the later stages need of them.
 
     Attributes:
-        scenes: their geometry, leaves `[n, ...]`.
+        scenes: their geometry, leaves `[n, ...]`; None in a plan.
         tokens: `[n, l]` captions.
         latents: `[n, f, h, w, 4]` scaled VAE means of their orbits, bfloat16.
     """
 
-    scenes: synthetic.Scene
-    tokens: Int[Array, "n l"]
-    latents: Float[Array, "n f h w c"]
+    scenes: synthetic.Scene | None
+    tokens: Int[Array, "n l"] | jax.ShapeDtypeStruct
+    latents: Float[Array, "n f h w c"] | jax.ShapeDtypeStruct
 
 
 def descriptions(config: TrainConfig) -> list[synthetic.Description]:

@@ -58,7 +58,6 @@ class ReconstructionTask:
         assert start.vae is not None
         self._config, self._model, self._start = config, model, start
         self._schedule = schedule.by_name(model.schedule)
-        self._corrupted = round(config.corrupted_inputs * config.batch_size)
         self._cameras = model.cameras.orbit()
         self._canonical, _ = canonical_frame(self._cameras)
         sizes = dataclasses.replace(model.reconstructor, dtype=config.compute_dtype)
@@ -93,10 +92,10 @@ class ReconstructionTask:
         rgb, alpha = synthetic.render_orbit(scenes, self._cameras[views], grey)
 
         seen = rgb[:, :INPUTS]
-        if self._corrupted:
-            some = index[: self._corrupted]
-            guess = self._guess(constants, some, inputs, key_network)
-            seen = jnp.concatenate([guess, seen[self._corrupted :]])
+        corrupted = round(self._config.corrupted_inputs * len(index))
+        if corrupted:
+            guess = self._guess(constants, index[:corrupted], inputs, key_network)
+            seen = jnp.concatenate([guess, seen[corrupted:]])
         gaussians = self._reconstruct(networks, seen, inputs)
         background = jax.random.uniform(key_background, (3,))
         renders = render(gaussians, self._canonical[views], background=background)

@@ -43,7 +43,7 @@ def make_task(config: TrainConfig) -> Task:
     if config.stage == "diffusion":
         from videomv_jax.training.diffusion import DiffusionTask
 
-        return DiffusionTask(config, model, start, tokenizer)
+        return DiffusionTask.load(config, model, start, tokenizer)
     from videomv_jax.training.reconstruction import ReconstructionTask
 
     return ReconstructionTask(config, model, start, tokenizer)

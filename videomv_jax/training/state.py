@@ -17,9 +17,29 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from videomv_jax import sharding
+from videomv_jax.training import parts
+from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.parts import Params
 from videomv_jax.types import PRNGKey
 
-Params = dict[str, Array]
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """How the losses have been.
+
+    Attributes:
+        mean: their exponential mean, not yet divided by the weights' sum.
+        count: losses in it.
+        skipped: updates that were not made because their loss was a spike.
+        broken: first update whose loss or gradient was not finite; 0: none. From
+            there on no update is made.
+    """
+
+    mean: Array
+    count: Array
+    skipped: Array
+    broken: Array
 
 
 @jax.tree_util.register_dataclass
@@ -28,16 +48,20 @@ class TrainState:
     """What a checkpoint holds of the run.
 
     Attributes:
-        step: number of updates made, int32 scalar.
+        step: number of updates made, int32 scalar; skipped ones count.
         params: trained parameters, float32.
-        ema: their exponential moving average.
+        frozen: the networks' other parameters.
+        ema: exponential moving average of `params`.
         opt_state: state of the optimizer.
+        health: of the losses so far.
     """
 
     step: Array
     params: Params
+    frozen: Params
     ema: Params
     opt_state: optax.OptState
+    health: Health
 
 
 class Networks:
@@ -93,7 +117,7 @@ def _named(state: nnx.State) -> list[tuple[str, tuple[tuple, nnx.Variable]]]:
 def create_state(
     networks: Networks,
     optimizer: optax.GradientTransformation,
-    key: PRNGKey,
+    config: TrainConfig,
     mesh: Mesh,
     initial: Mapping[str, Array] | None = None,
 ) -> TrainState:
@@ -102,38 +126,121 @@ def create_state(
     Args:
         networks: the trained networks.
         optimizer: its moments are sharded like the parameters.
-        key: of the initial weights.
+        config: seed of the initial weights, which of them train.
+        mesh: where.
         initial: given values for some or all parameters.
     """
-    shardings = networks.shardings(mesh)
+    key = jax.random.key(config.seed)
+    places = networks.shardings(mesh)
     with jax.set_mesh(mesh):
-        params = jax.jit(networks.init, out_shardings=shardings)(key)
+        params = jax.jit(networks.init, out_shardings=places)(key)
         for name, value in (initial or {}).items():
-            params[name] = jax.device_put(jnp.asarray(value), shardings[name])
-        placement = optax.tree.map_params(
-            optimizer,
-            lambda _, sharded: sharded,
-            jax.eval_shape(optimizer.init, params),
-            shardings,
-            transform_non_params=lambda _: sharding.replicated(mesh),
-        )
-        opt_state = jax.jit(optimizer.init, out_shardings=placement)(params)
-        ema = jax.tree.map(jnp.copy, params)
-    step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(mesh))
-    return TrainState(step, params, ema, opt_state)
+            value = jnp.asarray(value, jnp.float32)
+            params[name] = sharding.put(value, places[name])
+
+        def first(params):
+            return _first(params, key, optimizer, config)
+
+        state = jax.eval_shape(first, params)
+        placed = _placements(state, networks, optimizer, config, mesh)
+        return jax.jit(first, out_shardings=placed, donate_argnums=0)(params)
+
+
+def abstract_state(
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes and placements of `create_state`'s result; nothing is computed."""
+
+    def make(key):
+        return _first(networks.init(key), key, optimizer, config)
+
+    state = jax.eval_shape(make, jax.random.key(0))
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        state,
+        _placements(state, networks, optimizer, config, mesh),
+    )
+
+
+def _first(params: Params, key: PRNGKey, optimizer, config: TrainConfig) -> TrainState:
+    if config.train == "lora":
+        params = parts.add_factors(params, config.lora_rank, key)
+    params, frozen = parts.split(params, config.train)
+    ema = jax.tree.map(jnp.copy, params)
+    none = jnp.zeros((), jnp.int32)
+    health = Health(jnp.zeros(()), none, none, none)
+    return TrainState(none, params, frozen, ema, optimizer.init(params), health)
+
+
+def _placements(
+    state: TrainState,
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    mesh: Mesh,
+) -> TrainState:
+    """The sharding of every leaf: moments and averages lie where parameters lie."""
+    places = networks.shardings(mesh)
+    if config.train == "lora":
+        places = parts.factor_shardings(places)
+    trained, frozen = parts.split(places, config.train)
+    whole: Any = sharding.replicated(mesh)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, place: place,
+        state.opt_state,
+        trained,
+        transform_non_params=lambda _: whole,
+    )
+    health = jax.tree.map(lambda _: whole, state.health)
+    return TrainState(whole, trained, frozen, trained, moments, health)
+
+
+_MEAN_OF = 100  # updates: how far the mean loss looks back, and how long it forms
 
 
 def apply_gradients(
     state: TrainState,
+    loss: Array,
+    norm: Array,
     gradients: Params,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    config: TrainConfig,
 ) -> TrainState:
-    """One update. The average warms up: min(decay, (1 + step) / (10 + step))."""
+    """One update, or none where the loss is a spike or anything is not finite.
+
+    The average warms up: min(decay, (1 + step) / (10 + step)).
+    """
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int counts
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     step = state.step.astype(jnp.float32)
-    decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+    decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
     ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.ema, params)
-    return TrainState(state.step + 1, params, ema, opt_state)
+
+    health, good = _judge(state.health, state.step, loss, norm, config.spike_factor)
+    new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+    params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
+    return TrainState(state.step + 1, params, state.frozen, ema, opt_state, health)
+
+
+def _judge(
+    health: Health, step: Array, loss: Array, norm: Array, factor: float
+) -> tuple[Health, Array]:
+    """The health after a loss, and whether its update is to be made."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    broken = jnp.where((health.broken == 0) & ~finite, step + 1, health.broken)
+    keep = 1 - 1 / _MEAN_OF
+    weights = 1 - keep ** health.count.astype(jnp.float32)
+    limit = factor * health.mean / jnp.maximum(weights, 1e-6)
+    spike = (factor > 0) & (health.count >= _MEAN_OF) & (loss > limit)
+    # A spike enters the mean as what was allowed, so that a lasting rise is followed.
+    seen = jnp.where(spike, limit, loss)
+    mean = jnp.where(finite, keep * health.mean + (1 - keep) * seen, health.mean)
+    skipped = health.skipped + (finite & spike).astype(jnp.int32)
+    count = health.count + finite.astype(jnp.int32)
+    health = Health(mean, count, skipped, broken)
+    return health, finite & ~spike & (broken == 0)

@@ -4,18 +4,22 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array
 
+from videomv_jax import sharding
+from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.learning_rate import cosine
 from videomv_jax.training.state import Networks, Params, TrainState, apply_gradients
 from videomv_jax.types import PRNGKey
 
-Batch = Any
 Metrics = dict[str, Array]
+BROKEN = "broken"
+"""The metric that says at which step, if any, the loss stopped being finite."""
 
 
 class Task(Protocol):
@@ -57,6 +61,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay),
+        parts.scale_by_part(config.rate_spatial, config.rate_text),
     )
 
 
@@ -66,19 +71,46 @@ def make_step(
     """The jitted update `(state, constants, index, key) -> (state, metrics)`.
 
     The key is the run's; the step number is folded in, so a resumed run draws the
-    numbers the uninterrupted one would have drawn.
+    numbers the uninterrupted one would have drawn. Trace it under `jax.set_mesh`.
     """
 
     def step(state, constants, index, key):
         key = jax.random.fold_in(key, state.step)
 
-        def loss(params):
-            return task.loss(task.networks.merge(params), constants, index, key)
+        def loss(params, index, key):
+            networks = task.networks.merge(parts.merge(params, state.frozen))
+            return task.loss(networks, constants, index, key)
 
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state.params
-        )
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients), **metrics}
-        return apply_gradients(state, gradients, optimizer, config.ema_decay), metrics
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        if config.accumulate > 1:
+            gradient = _accumulated(gradient, config.accumulate)
+        (value, metrics), gradients = gradient(state.params, index, key)
+        norm = optax.tree.norm(gradients)
+        state = apply_gradients(state, value, norm, gradients, optimizer, config)
+        metrics = {"loss": value, "grad_norm": norm, **metrics}
+        if config.spike_factor:
+            metrics["skipped"] = state.health.skipped.astype(jnp.float32)
+        return state, metrics | {BROKEN: state.health.broken}
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _accumulated(gradient: Callable, count: int) -> Callable:
+    """Means of `gradient`'s results over parts of the batch, one after another.
+
+    A part takes every `count`-th object, so that it lies on all devices as the batch
+    does. Each part draws its own random numbers.
+    """
+
+    def run(params, index, key):
+        def add(total, part):
+            new = gradient(params, sharding.constrain(part[0], "batch"), part[1])
+            return jax.tree.map(lambda t, n: t + n / count, total, new), None
+
+        pieces = index.reshape(-1, count).T
+        keys = jax.random.split(key, count)
+        shapes = jax.eval_shape(gradient, params, pieces[0], key)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, (pieces, keys))[0]
+
+    return run

@@ -1,0 +1,136 @@
+"""Plans: bounds, the search, what is written; the compiler itself is slow."""
+
+import csv
+import dataclasses
+import io
+import xml.etree.ElementTree as ET
+
+import pytest
+from rich.console import Console
+
+from videomv_jax import presets
+from videomv_jax.models.unet import UNetConfig
+from videomv_jax.scale import plan as module
+from videomv_jax.scale import report
+from videomv_jax.scale.chips import CHIPS, bounds, chip_of
+from videomv_jax.scale.plan import Plan
+from videomv_jax.training.config import TrainConfig
+from videomv_jax.types import InputError
+
+GIB = 2**30
+PLAN = Plan(
+    topology="v5e:2x4",
+    strategy="fsdp",
+    mesh={"data": 1, "fsdp": 8, "tensor": 1, "view": 1},
+    batch=8,
+    parameters=10_000_000,
+    fits=True,
+    total_bytes=8 * GIB,
+    argument_bytes=3 * GIB,
+    temporary_bytes=5 * GIB,
+    model_flops=1e12,
+    flops=1.97e12,
+    bytes=0.819e9,
+    sent={"all-gather fsdp": 3e8, "all-reduce data": 1e8},
+)
+LARGE = dataclasses.replace(
+    PLAN, strategy="dp", fits=False, total_bytes=40 * GIB, flops=None, sent={}
+)
+
+
+def test_bounds():
+    least = PLAN.bounds
+    assert least is not None
+    assert (least.compute, least.memory) == pytest.approx((10e-3, 1e-3))
+    assert least.network == pytest.approx(2e-3)
+    assert least.overlapped == pytest.approx(10e-3)
+    assert least.in_a_row == pytest.approx(12e-3)
+    assert LARGE.bounds is None
+    assert bounds(CHIPS["v6e"], 0, 0, 4e11).network == 1
+    with pytest.raises(InputError, match="known: v5e"):
+        chip_of("v5:2x4")
+
+
+@pytest.mark.parametrize(
+    "first, each, wanted", [(2, 1, 13), (14.5, 1, 1), (1, 0.3, 49)]
+)
+def test_search(monkeypatch, first, each, wanted):
+    """Memory `first + each * n`, bent a little, of a chip of 16 GiB."""
+    compiled = []
+
+    def fake(config, topology, say, cache):
+        units = config.batch_size // 8
+        compiled.append(units)
+        total = (first + each * units + 0.01 * (units % 3)) * GIB
+        return dataclasses.replace(
+            PLAN, batch=config.batch_size, total_bytes=total, fits=total <= 16 * GIB
+        )
+
+    monkeypatch.setattr(module, "plan", fake)
+    monkeypatch.setattr(module, "_devices", lambda topology: None)
+    config = TrainConfig(stage="diffusion", strategy="fsdp")
+    best = module.largest_batch(config, "v5e:2x4", print, None)
+    assert best.batch == 8 * wanted
+    assert len(compiled) == len(set(compiled)) <= 7
+
+
+def test_search_where_nothing_fits(monkeypatch):
+    monkeypatch.setattr(module, "plan", lambda *_: LARGE)
+    monkeypatch.setattr(module, "_devices", lambda topology: None)
+    config = TrainConfig(stage="diffusion", strategy="fsdp")
+    assert module.largest_batch(config, "v5e:2x4", print, None) is None
+
+
+def test_report(tmp_path):
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table([PLAN, LARGE]))
+    text = console.export_text()
+    assert "fsdp=8" in text and "12.0" in text and "40.00" in text
+    report.write_csv(tmp_path / "plan.csv", [PLAN, LARGE])
+    with (tmp_path / "plan.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["step ms, overlapped"] == "10.0"
+    assert rows[1]["fits"] == "no" and rows[1]["step ms, overlapped"] == "-"
+    report.write_plot(tmp_path / "plan.svg", [PLAN, LARGE])
+    texts = "".join(ET.parse(tmp_path / "plan.svg").getroot().itertext())
+    assert "does not fit" in texts and "temporaries" in texts
+
+
+def test_refusals():
+    error = RuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.5G of "
+        "15.75G hbm. Exceeded hbm capacity by 6.75G."
+    )
+    assert module._needed(error) == 22.5 * GIB
+    with pytest.raises(RuntimeError, match="something else"):
+        module._needed(RuntimeError("something else"))
+
+
+@pytest.mark.slow
+def test_a_small_model_for_a_small_slice(monkeypatch, tmp_path):
+    pytest.importorskip("libtpu")
+    small = dataclasses.replace(
+        presets.TINY,
+        unet=UNetConfig(
+            dim=64,
+            multipliers=(1,),
+            res_blocks=1,
+            attention_levels=1,
+            head_dim=32,
+            num_heads=2,
+            context_dim=128,
+        ),
+        cameras=dataclasses.replace(presets.TINY.cameras, views=8, size=64),
+    )
+    monkeypatch.setattr(module, "PRESETS", {"small": small})
+    config = TrainConfig(
+        stage="diffusion", model="small", batch_size=8, objects=8, strategy="fsdp"
+    )
+    said = []
+    found = module.plan(config, "v5e:2x4", said.append, tmp_path)
+    assert found.fits and found.mesh["fsdp"] == 8
+    # Weights, average and two moments, float32, an eighth each, are what goes in.
+    assert found.argument_bytes > 4 * 4 * found.parameters / 8
+    assert any(what.startswith("all-gather fsdp") for what in found.sent)
+    assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found
+    assert "found in" in said[-1]

@@ -1,0 +1,158 @@
+"""Real training steps on the devices that are here, one strategy after another."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from videomv_jax import sharding
+from videomv_jax.presets import PRESETS
+from videomv_jax.scale.collectives import collectives, totals
+from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.diffusion import DiffusionTask
+from videomv_jax.training.flops import count as count_flops
+from videomv_jax.training.loop import make_mesh
+from videomv_jax.training.metrics import PEAK_FLOPS
+from videomv_jax.training.state import create_state
+from videomv_jax.training.step import make_optimizer, make_step
+from videomv_jax.types import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Steps of one strategy on some devices.
+
+    Attributes:
+        strategy, mesh, batch, devices: what ran, on how many devices.
+        device: their kind.
+        seconds: of each step, after the first two.
+        compile_seconds: of the step.
+        flops: of a step, over all devices, see `training.flops`.
+        memory: bytes a device needs, by the compiler.
+        sent: bytes a device sends in a step, by kind and axes.
+        losses: of all steps.
+    """
+
+    strategy: str
+    mesh: dict[str, int]
+    batch: int
+    devices: int
+    device: str
+    seconds: tuple[float, ...]
+    compile_seconds: float
+    flops: float
+    memory: float
+    sent: dict[tuple[str, str], float]
+    losses: tuple[float, ...]
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the devices' bf16 peak, where it is known."""
+        peak = PEAK_FLOPS.get(self.device)
+        if peak is None:
+            return None
+        return self.flops / float(np.median(self.seconds)) / peak / self.devices
+
+
+def measure(
+    config: TrainConfig, devices: int, steps: int, say: Callable[[str], None]
+) -> Measured:
+    """Run steps of a diffusion run with random weights and random latents.
+
+    Args:
+        config: the run; `batch_size` is of all devices together.
+        devices: how many of this process's devices.
+        steps: timed ones, after two that are not.
+        say: told what is being done.
+
+    Raises:
+        InputError: more devices than there are, another stage, or sizes that do not
+            divide.
+    """
+    if not 0 < devices <= jax.local_device_count():
+        raise InputError(
+            f"devices: got {devices}, this process has {jax.local_device_count()}"
+        )
+    if config.stage != "diffusion":
+        raise InputError(f"bench: stage is {config.stage!r}; want 'diffusion'")
+    if config.model not in PRESETS:
+        raise InputError.unknown("model", config.model, PRESETS)
+    mesh = make_mesh(config, jax.local_devices()[:devices])
+    name = f"{config.strategy} on {devices}"
+    say(f"{name}: making the state")
+    task = DiffusionTask(config, PRESETS[config.model])
+    optimizer = make_optimizer(config)
+    state = create_state(task.networks, optimizer, config, mesh)
+    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    constants = jax.jit(task.random_constants, out_shardings=whole)(jax.random.key(1))
+    numbers = np.random.default_rng(0).integers(
+        0, config.objects, (steps + 2, config.batch_size)
+    )
+    index = [sharding.put(row, batch) for row in numbers]
+    key = jax.device_put(jax.random.key(2), whole)
+    say(f"{name}: compiling")
+    clock = time.perf_counter()
+    with jax.set_mesh(mesh):
+        traced = make_step(task, optimizer, config).trace(
+            state, constants, index[0], key
+        )
+        flops = count_flops(traced.jaxpr)
+        step = traced.lower().compile()
+    compile_seconds = time.perf_counter() - clock
+    seconds, losses = [], []
+    for number, one in enumerate(index):
+        say(f"{name}: step {number + 1} of {len(index)}")
+        clock = time.perf_counter()
+        state, metrics = step(state, constants, one, key)
+        losses.append(float(metrics["loss"]))  # waits for the step
+        seconds.append(time.perf_counter() - clock)
+    memory = step.memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return Measured(
+        strategy=config.strategy,
+        mesh=dict(mesh.shape),
+        batch=config.batch_size,
+        devices=devices,
+        device=mesh.devices.flat[0].device_kind,
+        seconds=tuple(seconds[2:]),
+        compile_seconds=compile_seconds,
+        flops=flops,
+        memory=kept - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
+        sent=totals(collectives(step.as_text(), dict(mesh.shape))),
+        losses=tuple(losses),
+    )
+
+
+def row(one: Measured) -> dict[str, str]:
+    """The figures as text."""
+    median = float(np.median(one.seconds))
+    sent = ", ".join(f"{k} {a} {n / 1e6:.1f}" for (k, a), n in one.sent.items())
+    return {
+        "strategy": one.strategy,
+        "devices": f"{one.devices} x {one.device}",
+        "mesh": " ".join(f"{a}={n}" for a, n in one.mesh.items() if n > 1) or "1",
+        "batch": str(one.batch),
+        "step ms, median": f"{1e3 * median:.1f}",
+        "step ms, least": f"{1e3 * min(one.seconds):.1f}",
+        "objects/s": f"{one.batch / median:.2f}",
+        "TFLOP a step": f"{one.flops / 1e12:.3f}",
+        "MFU": "-" if one.mfu is None else f"{one.mfu:.1%}",
+        "memory GiB": f"{one.memory / 2**30:.2f}",
+        "compile s": f"{one.compile_seconds:.1f}",
+        "sent MB by kind and axis": sent or "-",
+    }
+
+
+def table(measured: Sequence[Measured]) -> Table:
+    """The rows, one column for each run."""
+    rows = [row(one) for one in measured]
+    made = Table()
+    made.add_column("")
+    for one in rows:
+        made.add_column(one["strategy"], justify="right", overflow="fold")
+    for name in list(rows[0])[1:]:
+        made.add_row(name, *(one[name] for one in rows))
+    return made

@@ -1,0 +1,240 @@
+"""Plans: the real train step, compiled for a topology that is not there.
+
+libtpu compiles for any TPU topology on a CPU host. Parameters are shapes; nothing of
+the model's size is ever in memory but the program.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from videomv_jax import compat, sharding
+from videomv_jax.presets import PRESETS
+from videomv_jax.scale.chips import Bounds, bounds, chip_of
+from videomv_jax.scale.collectives import collectives, totals
+from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.diffusion import DiffusionTask
+from videomv_jax.training.flops import count as count_flops
+from videomv_jax.training.loop import make_mesh
+from videomv_jax.training.state import abstract_state
+from videomv_jax.training.step import make_optimizer, make_step
+from videomv_jax.types import InputError
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one chip does in a step.
+
+    Attributes:
+        topology, strategy: what it was compiled for.
+        mesh: sizes of the mesh axes.
+        batch: objects per step, over all chips.
+        parameters: trained ones, of the whole model.
+        fits: whether the compiler found room in the chip's memory.
+        total_bytes: memory the program needs, with the compiler's reserves where it
+            does not fit.
+        argument_bytes, temporary_bytes: of it, what goes in (state, constants,
+            batch) and what is made on the way; None where it does not fit, as are the
+            following.
+        model_flops: matrix products and convolutions of the step as written, those
+            that the backward pass repeats included, over the number of chips.
+        flops, bytes: operations and bytes of the chip's kernels, as the compiler
+            counts them.
+        sent: bytes sent, by "kind axes".
+        compile_seconds: what it took on this host.
+    """
+
+    topology: str
+    strategy: str
+    mesh: dict[str, int]
+    batch: int
+    parameters: int
+    fits: bool
+    total_bytes: float
+    argument_bytes: float | None = None
+    temporary_bytes: float | None = None
+    model_flops: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+    sent: dict[str, float] = dataclasses.field(default_factory=dict)
+    compile_seconds: float = 0.0
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Least times of the step; None where it does not fit."""
+        if self.flops is None or self.bytes is None:
+            return None
+        chip = chip_of(self.topology)
+        return bounds(chip, self.flops, self.bytes, sum(self.sent.values()))
+
+
+def plan(config: TrainConfig, topology: str, say: Say, cache: Path | None) -> Plan:
+    """Compile the step of a diffusion run for a TPU topology and read the program.
+
+    Args:
+        config: the run.
+        topology: chip and shape, such as "v5e:16x16".
+        say: told what is being done.
+        cache: folder of earlier results, found again by the program and versions.
+
+    Raises:
+        InputError: another stage, an unknown topology, no libtpu, or a batch or model
+            that the mesh does not divide.
+    """
+    chip_of(topology)
+    mesh = make_mesh(config, _devices(topology))
+    name = f"{config.strategy}, batch {config.batch_size}"
+    say(f"{name}: tracing")
+    with compat.compiling_for("tpu"):
+        traced, parameters = _trace(config, mesh)
+        model_flops = count_flops(traced.jaxpr) / mesh.devices.size
+        say(f"{name}: lowering")
+        lowered = traced.lower()
+    empty = Plan(
+        topology=topology,
+        strategy=config.strategy,
+        mesh=dict(mesh.shape),
+        batch=config.batch_size,
+        parameters=parameters,
+        fits=False,
+        total_bytes=0.0,
+        model_flops=model_flops,
+    )
+    file = None if cache is None else cache / f"{_digest(lowered, topology)}.json"
+    if file is not None and file.exists():
+        say(f"{name}: found in {file.parent}")
+        return Plan(**json.loads(file.read_text()))
+    say(f"{name}: compiling")
+    clock = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = dataclasses.replace(empty, total_bytes=_needed(error))
+    else:
+        found = _read(empty, compiled, mesh)
+    seconds = time.perf_counter() - clock
+    found = dataclasses.replace(found, compile_seconds=seconds)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps(dataclasses.asdict(found), indent=1))
+        fresh.replace(file)
+    return found
+
+
+def largest_batch(
+    config: TrainConfig, topology: str, say: Say, cache: Path | None
+) -> Plan | None:
+    """The plan with the largest batch that fits; None if not even the smallest does.
+
+    Memory grows about linearly with the batch, so a few compilations find it: the
+    smallest batch, twice that, then where the line through the last two meets the
+    chip's memory, until one fits and the next larger does not.
+    """
+    mesh = make_mesh(
+        dataclasses.replace(config, batch_size=2**30, accumulate=1), _devices(topology)
+    )
+    unit = sharding.batch_shards(mesh) * config.accumulate
+    memory = chip_of(topology).memory
+    tried: dict[int, Plan] = {}
+
+    def attempt(units: int) -> Plan:
+        if units not in tried:
+            run = dataclasses.replace(config, batch_size=units * unit)
+            tried[units] = plan(run, topology, say, cache)
+        return tried[units]
+
+    for units in (1, 2):
+        if not attempt(units).fits:
+            break
+    while True:
+        fitting = max((n for n, one in tried.items() if one.fits), default=0)
+        too_large = min((n for n, one in tried.items() if not one.fits), default=0)
+        if too_large == fitting + 1:
+            return tried.get(fitting)
+        # Where the line through the two largest meets the memory.
+        a, b = sorted(tried)[-2:]
+        slope = (tried[b].total_bytes - tried[a].total_bytes) / (b - a)
+        guess = a + int((memory - tried[a].total_bytes) / max(slope, 1.0))
+        highest = too_large - 1 if too_large else 4 * fitting
+        attempt(min(max(guess, fitting + 1), highest))
+
+
+def _devices(topology: str) -> list:
+    # Else libtpu asks the metadata server of a cloud host that is not there.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        metadata.version("libtpu")
+    except metadata.PackageNotFoundError:
+        raise InputError(
+            "plan: libtpu is not installed; pip install 'videomv-jax[tpu]'"
+        ) from None
+    try:
+        return topologies.get_topology_desc(topology, platform="tpu").devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+        raise InputError(f"topology: {topology!r}: {error}") from error
+
+
+def _trace(config: TrainConfig, mesh) -> tuple[Any, int]:
+    if config.stage != "diffusion":
+        raise InputError(f"plan: stage is {config.stage!r}; want 'diffusion'")
+    if config.model not in PRESETS:
+        raise InputError.unknown("model", config.model, PRESETS)
+    task = DiffusionTask(config, PRESETS[config.model])
+    optimizer = make_optimizer(config)
+    state = abstract_state(task.networks, optimizer, config, mesh)
+    whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+
+    def placed(x, place):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+    constants = jax.tree.map(lambda x: placed(x, whole), task.constants)
+    index = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=batch)
+    key = placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
+    with jax.set_mesh(mesh):
+        traced = make_step(task, optimizer, config).trace(state, constants, index, key)
+    return traced, sum(x.size for x in state.params.values())
+
+
+def _digest(lowered, topology: str) -> str:
+    parts = [topology, jax.__version__, metadata.version("libtpu"), lowered.as_text()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _needed(error: Exception) -> float:
+    """Bytes the program wanted, from the compiler's refusal."""
+    text = str(error)
+    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text)
+    if used is None:
+        raise error
+    return float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))
+
+
+def _read(empty: Plan, compiled, mesh) -> Plan:
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    kept += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
+    sent = totals(collectives(compiled.as_text(), dict(mesh.shape)))
+    return dataclasses.replace(
+        empty,
+        fits=True,
+        total_bytes=float(kept + memory.temp_size_in_bytes),
+        argument_bytes=float(memory.argument_size_in_bytes),
+        temporary_bytes=float(memory.temp_size_in_bytes),
+        flops=float(cost["flops"]),
+        bytes=float(cost["bytes accessed"]),
+        sent={f"{kind} {axes}": size for (kind, axes), size in sent.items()},
+    )
