@@ -20,7 +20,9 @@ def test_version_and_help():
     assert (result.exit_code, result.stdout) == (0, f"videomv {__version__}\n")
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
-    assert all(name in result.stdout for name in ("generate", "train", "data", "info"))
+    assert all(
+        name in result.stdout for name in ("generate", "train", "convert", "info")
+    )
 
 
 def test_help_imports_nothing_heavy():

@@ -1,7 +1,7 @@
 """`videomv convert`: checkpoints of others to a model folder, and back."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -88,7 +88,7 @@ def _back(
 
     if len(source) != 1 or listing or to is None:
         raise InputError(f"--as {format} takes one model folder and --to")
-    left_out = foreign.write(source[0], to, format)  # type: ignore[arg-type]
+    left_out = foreign.write(source[0], to, cast(Any, format))
     for reason in sorted(set(left_out.values())):
         names = [name for name, why in left_out.items() if why == reason]
         console.print(f"left out, {reason}: {_some(names)}")

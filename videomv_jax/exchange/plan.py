@@ -235,7 +235,7 @@ def _part(name: str, networks: list[Network], given: Mapping[str, Any]) -> Part:
     return Part(
         name,
         config,
-        [f"{n.kind.what} in {n.source.path}" for n in networks],
+        [f"{n.kind.what} in {_short(n.source.path)}" for n in networks],
         kind.layout,
         ", ".join(sorted(licences)) or None,
         table,
@@ -245,6 +245,11 @@ def _part(name: str, networks: list[Network], given: Mapping[str, Any]) -> Part:
         dropped,
         *_compare(tensors, mapping.foreign_shapes(table, ours)),
     )
+
+
+def _short(path: Path) -> str:
+    """What a model folder remembers of a path, which may go to other machines."""
+    return "/".join(path.parts[-2:])
 
 
 def _compare(
@@ -295,7 +300,7 @@ def _own(name: str, sizes: Any, folder: Path, licence: str) -> Part:
     shapes = mapping.shapes(module)
     faults = _compare(tensors, shapes)
     table = [Entry(path, path) for path in shapes]
-    origin = f"{name} of {folder}"
+    origin = f"{name} of {_short(folder)}"
     return Part(
         name, sizes, [origin], "ours", licence, table, shapes, tensors, {}, {}, *faults
     )
