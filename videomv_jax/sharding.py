@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from videomv_jax.types import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor", "view")
+BATCH_AXES, VIEW_AXIS = ("data", "fsdp"), "view"
 
 # Logical name -> mesh axis. Names that map to None are replicated.
 RULES: Mapping[str, str | None] = {
@@ -55,9 +56,20 @@ def make_mesh(
     )
 
 
+def ambient_axes() -> dict[str, int]:
+    """Sizes of the axes above 1 of the mesh that `jax.set_mesh` set.
+
+    Empty without one, and inside `shard_map`, where somebody has split already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return {}
+    return {name: size for name, size in mesh.shape.items() if size > 1}
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp, the rest replicated."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
