@@ -118,9 +118,8 @@ def _over_mesh(draw, scene, seen):
         out = run(scene, seen)
         if across is not None:
             out = out._replace(overflow=jax.lax.psum(out.overflow, across))
-        return out
+        return tuple(out)
 
-    out_specs = RasterOutput(by_view, by_view, by_view, lead)
-    return jax.shard_map(local, in_specs=(lead, by_view), out_specs=out_specs)(
-        scene, seen
-    )
+    out_specs = (by_view, by_view, by_view, lead)
+    mapped = jax.shard_map(local, in_specs=(lead, by_view), out_specs=out_specs)
+    return RasterOutput(*mapped(scene, seen))
