@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from videomv_jax.types import InputError
 
 MESH_AXES = ("data", "fsdp", "tensor", "view")
+BATCH_AXES, VIEW_AXIS = ("data", "fsdp"), "view"
 
 # Logical name -> mesh axis or axes. Names that map to None are replicated.
 RULES: Mapping[str, str | tuple[str, ...] | None] = {
@@ -31,9 +32,9 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,
     # Activations: one mesh axis splits views where layers are spatial and pixels
     # where they are temporal; changing from one to the other is an all-to-all.
-    "batch": ("data", "fsdp"),
-    "views": "view",
-    "pixels": "view",
+    "batch": BATCH_AXES,
+    "views": VIEW_AXIS,
+    "pixels": VIEW_AXIS,
 }
 
 # Strategy -> how many devices of a slice an axis takes at most: the greatest common
@@ -132,12 +133,23 @@ def _sizes(
 
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts the mesh splits a batch."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"] or ())
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def ambient_axes() -> dict[str, int]:
+    """Sizes of the axes above 1 of the mesh that `jax.set_mesh` set.
+
+    Empty without one, and inside `shard_map`, where somebody has split already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return {}
+    return {name: size for name, size in mesh.shape.items() if size > 1}
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp, the rest replicated."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -207,7 +219,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     sizes = dict(jax.sharding.get_abstract_mesh().shape)
     if math.prod(sizes.values()) == 1:
         return x
-    parts = math.prod(sizes[axis] for axis in RULES["batch"] or ())
+    parts = math.prod(sizes[axis] for axis in BATCH_AXES)
     shape = x.shape[: len(axes)]
     split = [
         None if axis == "batch" and size % parts else axis

@@ -179,9 +179,8 @@ def test_depth_order(views):
     depth[:, :50] = np.nextafter(depth[:, 50:100], np.float32(0))
     depth[:, 100:150] = depth[:, 150:200]
     visible = rng.uniform(size=depth.shape) < 0.9
-    order = np.asarray(
-        jax.jit(functools.partial(gpu._depth_order, near=0.2))(depth, visible)
-    )
+    run = jax.jit(functools.partial(gpu._depth_order, near=0.2))
+    order = np.asarray(run(depth, visible))
     wanted = np.argsort(np.where(visible, depth, np.inf), axis=1, kind="stable")
     np.testing.assert_array_equal(order, wanted)
     far = np.geomspace(1e4, 1e30, 500, dtype=np.float32)[None].repeat(views, 0)

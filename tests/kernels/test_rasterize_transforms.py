@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 from videomv_kernels.rasterize import ORIGINAL, rasterize
 
@@ -128,12 +128,27 @@ def test_same_bits_twice(inputs):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+def text_for(traced, platform):
+    """The program lowered for a platform. JAX 0.11 wants to know which GPU it is."""
+    kinds = {"cuda": "NVIDIA H200", "tpu": "TPU v5e", "cpu": "cpu"}
+    device = AbstractDevice(
+        device_kind=kinds[platform], num_cores=None, platform=platform
+    )
+    mesh = AbstractMesh(
+        (1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+# From JAX 0.11 on; docs/rasterizer.md says what comes after Triton.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 def test_lowers_for_other_devices(inputs):
     """Each platform's own kernels, forward and backward, without one at hand."""
     traced = jax.jit(jax.grad(loss)).trace(inputs)
     kernels = {"cpu": (0, 0), "cuda": (5, 0), "tpu": (0, 2)}
     for platform, wanted in kernels.items():
-        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        text = text_for(traced, platform)
         found = [text.count(f"@{name}") for name in (TRITON, "tpu_custom_call")]
         assert tuple(found) == wanted, platform
 
@@ -141,8 +156,11 @@ def test_lowers_for_other_devices(inputs):
 def test_lowers_sharded(inputs, wanted):
     """The kernels agree with shard_map on what varies over the mesh."""
     traced = jax.jit(jax.grad(sharded(wanted)[1])).trace(inputs)
-    for platform, kernel in (("cuda", TRITON), ("tpu", "tpu_custom_call")):
-        assert f"@{kernel}" in traced.lower(lowering_platforms=(platform,)).as_text()
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("@tpu_custom_call") == 2
+    if jax.__version_info__ < (0, 11):  # from then on the mesh itself must be of GPUs
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count(f"@{TRITON}") == 5
 
 
 @pytest.mark.parametrize("name, other", [("gpu", "tpu"), ("tpu", "cuda")])

@@ -137,9 +137,10 @@ def _measure(work, scene, weights, config, implementation, calls, theirs):
         row[f"{name}_ms"] = queue_ms(
             functools.partial(compiled, trained), jax.block_until_ready, calls
         )
+        if function is render:
+            row["overflow"] = int(compiled(trained)[1].sum())
         memory = compiled.memory_analysis()
         row[f"{name}_mib"] = memory.temp_size_in_bytes / 2**20 if memory else None
-    row["overflow"] = int(jax.jit(render, static_argnums=1)(trained, config)[1].sum())
     if theirs is not None:
         config = settled(dataclasses.replace(_GSPLAT, tile=config.tile))
         image = jax.jit(render, static_argnums=1)(trained, config)[0]

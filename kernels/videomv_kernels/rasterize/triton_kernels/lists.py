@@ -1,0 +1,251 @@
+"""One lane per Gaussian: rows in depth order, keys of pairs, sums of gradient rows."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from videomv_kernels.rasterize.compat import shape_like
+from videomv_kernels.rasterize.config import Plan
+from videomv_kernels.rasterize.triton_kernels.call import GEOMETRY, call, table_width
+
+_LANES = 128  # Gaussians per program of `pack` and `emit`
+_SUM_LANES = 32  # Gaussians per program of `add_rows`
+# Room for rounding in the test of an ellipse against a tile: a pair too many changes
+# nothing. Relative, as in `binning`.
+_SLACK = 1e-3
+
+
+def _lanes(count: int, total: int):
+    """Index of each lane, the same within bounds, and whether it is."""
+    index = pl.program_id(0) * count + lax.iota(jnp.int32, count)
+    return index, jnp.minimum(index, total - 1), index < total
+
+
+def _unpack(packed):
+    """Two numbers of 16 bits: the lower, and the upper half."""
+    return packed & 0xFFFF, lax.shift_right_logical(packed, jnp.full_like(packed, 16))
+
+
+def _walk(row, columns, rows, plan: Plan, visit, carry):
+    """Visit the tiles of each lane's box, row by row.
+
+    Args:
+        row: x, y, A, B, C, l of each lane's Gaussian.
+        columns, rows: packed first and end of its box.
+        visit: `(carry, column, row, hit) -> carry`; hit: whether alpha reaches
+            `alpha_min` in the tile.
+    """
+    x, y, a, b, c, log_opacity = row
+    (left, right), (top, bottom) = _unpack(columns), _unpack(rows)
+    width, height = (jnp.maximum(p, 0) for p in (right - left, bottom - top))
+    count = width * height
+    limit = log_opacity - math.log2(plan.config.alpha_min)
+    limit = limit + _SLACK * (1 + limit)
+
+    def reaches(column, row):
+        # As in `binning`: the least exponent lies on a side that faces the mean.
+        x0 = column.astype(jnp.float32) * plan.tile[1] + 0.5 - x
+        y0 = row.astype(jnp.float32) * plan.tile[0] + 0.5 - y
+        x1, y1 = x0 + (plan.tile[1] - 1), y0 + (plan.tile[0] - 1)
+        zero = jnp.zeros_like(x0)
+        dx, dy = _clip(zero, x0, x1), _clip(zero, y0, y1)
+
+        def form(dx, dy):
+            return (a * dx + b * dy) * dx + c * dy * dy
+
+        highest = jnp.maximum(
+            form(dx, _clip(-b / (2 * c) * dx, y0, y1)),
+            form(_clip(-b / (2 * a) * dy, x0, x1), dy),
+        )
+        return highest + limit >= 0
+
+    def step(state):
+        number, column, row, carry = state
+        hit = (number < count) & reaches(column, row)
+        carry = visit(carry, column, row, hit)
+        ends = column + 1 >= right
+        column = jnp.where(ends, left, column + 1)
+        return number + 1, column, jnp.where(ends, row + 1, row), carry
+
+    longest = jnp.max(count)
+    state = (jnp.int32(0), left, top, carry)
+    return lax.while_loop(lambda state: state[0] < longest, step, state)[3]
+
+
+def _clip(x, low, high):
+    return jnp.minimum(jnp.maximum(x, low), high)
+
+
+def _pack_kernel(order, *refs, plan: Plan, total: int, n: int, scene: int):
+    *planes, columns, rows, colors, table, boxes, counts = refs
+    index, inside, valid = _lanes(_LANES, total)
+    own = lax.div(inside, jnp.int32(n)) * n + triton.load(order.at[inside])
+    target = jnp.where(valid, index, total)
+
+    def put(column, value):
+        triton.store(table.at[target, jnp.full_like(target, column)], value, mask=valid)
+
+    row = [triton.load(plane.at[own]) for plane in planes]
+    for column, value in enumerate(row):
+        put(column, value)
+    color = lax.div(own, jnp.int32(scene)) * n + lax.rem(own, jnp.int32(n))
+    for channel in range(colors.shape[1]):
+        put(
+            GEOMETRY + channel,
+            triton.load(colors.at[color, jnp.full_like(color, channel)]),
+        )
+    box = [triton.load(packed.at[own]) for packed in (columns, rows)]
+    for axis, packed in enumerate(box):
+        triton.store(boxes.at[jnp.full_like(target, axis), target], packed, mask=valid)
+    count = _walk(
+        row[:6],
+        box[0],
+        box[1],
+        plan,
+        lambda count, column, row, hit: count + hit.astype(jnp.int32),
+        jnp.zeros_like(index),
+    )
+    triton.store(counts.at[target], count, mask=valid)
+
+
+def pack(order, planes, boxes, colors, plan: Plan, *, interpret: bool):
+    """Rows of the table in depth order, and how many tiles each Gaussian is in.
+
+    Args:
+        order: `[g, n]`, Gaussian of each depth rank.
+        planes: seven of `[g, n]`: x, y, A, B, C, l, depth.
+        boxes: two of `[g, n]`: first and end of columns and of rows, 16 bits each.
+        colors: `[s, n, c]`.
+
+    Returns:
+        Table `[g * n, f]`, boxes `[2, g * n]` and counts `[g * n]`.
+    """
+    (views, n), (scenes, _, channels) = order.shape, colors.shape
+    total = views * n
+    kernel = functools.partial(
+        _pack_kernel, plan=plan, total=total, n=n, scene=n * (views // scenes)
+    )
+    inputs = [x.reshape(total) for x in (order, *planes, *boxes)]
+    inputs.append(colors.reshape(-1, channels))
+    outputs = (
+        shape_like((total, table_width(channels)), jnp.float32, order),
+        shape_like((2, total), jnp.int32, order),
+        shape_like((total,), jnp.int32, order),
+    )
+    grid = pl.cdiv(total, _LANES)
+    return call(kernel, "pack", grid, inputs, outputs, warps=4, interpret=interpret)
+
+
+def _emit_kernel(start, table, boxes, keys, *ranks, plan: Plan, total, n, bits):
+    index, inside, valid = _lanes(_LANES, total)
+    row = [
+        triton.load(table.at[inside, jnp.full_like(inside, column)])
+        for column in range(6)
+    ]
+    columns, rows = (
+        triton.load(boxes.at[jnp.full_like(inside, axis), inside]) for axis in range(2)
+    )
+    view = lax.div(inside, jnp.int32(n))
+    rank = inside - view * n
+
+    def visit(place, column, row, hit):
+        tile = view * plan.tiles + row * plan.grid[1] + column
+        live = hit & valid & (place < plan.capacity)
+        # Nowhere for the rest: the interpreter lets masked lanes write, too.
+        target = jnp.where(live, view * plan.capacity + place, keys.shape[0])
+        key = tile if ranks else (tile << bits) | rank
+        triton.store(keys.at[target], key.astype(jnp.uint32), mask=live)
+        for out in ranks:
+            triton.store(out.at[target], rank, mask=live)
+        return place + hit.astype(jnp.int32)
+
+    first = jnp.where(valid, triton.load(start.at[inside]), plan.capacity)
+    _walk(row, columns, rows, plan, visit, first)
+
+
+def emit(start, table, boxes, plan: Plan, bits: int | None, *, interpret: bool):
+    """Write the key of each pair.
+
+    Args:
+        start: `[g, n]`, where each Gaussian's pairs begin among those of its view.
+        table, boxes: what `pack` returns.
+        bits: of the depth rank, which is the lower part of a key. None: keys are
+            tiles, and ranks come apart.
+
+    Returns:
+        Keys `[g * capacity]`, all bits set where there is no pair, and the ranks if
+        `bits` is None.
+    """
+    views, n = start.shape
+    total, room = views * n, views * plan.capacity
+    kernel = functools.partial(_emit_kernel, plan=plan, total=total, n=n, bits=bits)
+    # A zero that carries the mesh axes of the data under shard_map.
+    zero = start[0, 0] * 0
+    blank = [jnp.full((room,), np.uint32(0xFFFFFFFF)) | zero.astype(jnp.uint32)]
+    if bits is None:
+        blank.append(jnp.zeros((room,), jnp.int32) + zero)
+    inputs = [start.reshape(total), table, boxes, *blank]
+
+    def fill(start, table, boxes, *refs):
+        kernel(start, table, boxes, *refs[len(blank) :])
+
+    return call(
+        fill,
+        "emit",
+        pl.cdiv(total, _LANES),
+        inputs,
+        [shape_like((room,), x.dtype, start) for x in blank],
+        warps=4,
+        interpret=interpret,
+        aliases={3 + i: i for i in range(len(blank))},
+    )
+
+
+def _add_rows_kernel(start, count, order, rows, out, *, plan: Plan, total, n):
+    index, inside, valid = _lanes(_SUM_LANES, total)
+    view = lax.div(inside, jnp.int32(n))
+    first = view * plan.capacity + triton.load(start.at[inside])
+    length = jnp.where(valid, triton.load(count.at[inside]), 0)
+    width = rows.shape[1]
+    column = lax.broadcasted_iota(jnp.int32, (1, pl.next_power_of_2(width)), 1)
+    shape = (_SUM_LANES, column.shape[1])
+    column = jnp.broadcast_to(column, shape)
+
+    def wide(x):
+        return jnp.broadcast_to(x[:, None], shape)
+
+    def step(state):
+        number, total = state
+        live = wide(number < length) & (column < width)
+        place = wide(first + number)
+        row = triton.load(rows.at[place, column], mask=live, other=0.0)
+        return number + 1, total + row
+
+    longest = jnp.max(length)
+    state = (jnp.int32(0), jnp.zeros(shape, jnp.float32))
+    _, result = lax.while_loop(lambda state: state[0] < longest, step, state)
+    own = jnp.where(valid, view * n + triton.load(order.at[inside]), total)
+    live = wide(valid) & (column < width)
+    triton.store(out.at[wide(own), column], result, mask=live)
+
+
+def add_rows(start, count, order, rows, plan: Plan, *, interpret: bool):
+    """Sum of each Gaussian's rows, at its place in the input: `[g * n, width]`.
+
+    Args:
+        start, count, order: `[g, n]` by depth rank: where its rows begin in the view's
+            part, how many there are, and which Gaussian it is.
+        rows: `[g * capacity, width]`.
+    """
+    views, n = order.shape
+    total = views * n
+    kernel = functools.partial(_add_rows_kernel, plan=plan, total=total, n=n)
+    inputs = [*(x.reshape(total) for x in (start, count, order)), rows]
+    output = shape_like((total, rows.shape[1]), jnp.float32, rows)
+    grid = pl.cdiv(total, _SUM_LANES)
+    return call(kernel, "add_rows", grid, inputs, output, warps=4, interpret=interpret)
