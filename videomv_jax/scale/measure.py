@@ -141,6 +141,7 @@ def row(one: Measured) -> dict[str, str]:
         "TFLOP a step": f"{one.flops / 1e12:.3f}",
         "MFU": "-" if one.mfu is None else f"{one.mfu:.1%}",
         "memory GiB": f"{one.memory / 2**30:.2f}",
+        "last loss": f"{one.losses[-1]:.5g}",
         "compile s": f"{one.compile_seconds:.1f}",
         "sent MB by kind and axis": sent or "-",
     }

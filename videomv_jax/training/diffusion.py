@@ -56,6 +56,8 @@ class DiffusionTask:
             for all in (trained, frozen)
         )
         self._names = tuple(trained), tuple(frozen)
+        self._start: LoadedModel | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
         self.initial: Params = {}
         shape = jax.ShapeDtypeStruct
         n, views, length = (
@@ -180,6 +182,7 @@ class DiffusionTask:
 
     def export(self, params: Params, constants: Any, folder: str) -> None:
         """Write a folder with the VAE, the UNet, the text encoder, the tokenizer."""
+        assert self._start is not None and self._tokenizer is not None, "only a plan"
         with tempfile.TemporaryDirectory() as tokenizer:
             self._tokenizer.save_pretrained(tokenizer)
             networks = self.networks.merge(params)
