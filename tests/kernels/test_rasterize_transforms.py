@@ -128,7 +128,7 @@ def test_same_bits_twice(inputs):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
-def text_for(traced, platform):
+def text_for(function, inputs, platform):
     """The program lowered for a platform. JAX 0.11 wants to know which GPU it is."""
     kinds = {"cuda": "NVIDIA H200", "tpu": "TPU v5e", "cpu": "cpu"}
     device = AbstractDevice(
@@ -138,6 +138,7 @@ def text_for(traced, platform):
         (1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device
     )
     with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(function).trace(inputs)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -145,10 +146,9 @@ def text_for(traced, platform):
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 def test_lowers_for_other_devices(inputs):
     """Each platform's own kernels, forward and backward, without one at hand."""
-    traced = jax.jit(jax.grad(loss)).trace(inputs)
     kernels = {"cpu": (0, 0), "cuda": (5, 0), "tpu": (0, 2)}
     for platform, wanted in kernels.items():
-        text = text_for(traced, platform)
+        text = text_for(jax.grad(loss), inputs, platform)
         found = [text.count(f"@{name}") for name in (TRITON, "tpu_custom_call")]
         assert tuple(found) == wanted, platform
 
