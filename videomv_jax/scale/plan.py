@@ -176,6 +176,8 @@ def largest_batch(
 def _devices(topology: str) -> list:
     # Else libtpu asks the metadata server of a cloud host that is not there.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # And it must not lock chips: several plans may be made at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         metadata.version("libtpu")
     except metadata.PackageNotFoundError:
