@@ -64,7 +64,7 @@ def test_over_a_mesh():
         return jnp.square(out.rgb).sum() + out.depth.sum(), out.overflow
 
     wanted, _ = jax.jit(jax.grad(loss, has_aux=True))(gaussians)
-    with jax.set_mesh(make_mesh(data=2, fsdp=2, view=2)):
+    with jax.set_mesh(make_mesh(ici={"data": 2, "fsdp": 2, "view": 2})):
         traced = jax.jit(jax.grad(loss, has_aux=True)).trace(gaussians)
         grads, overflow = jax.jit(jax.grad(loss, has_aux=True))(gaussians)
     assert overflow.shape == (4,) and not overflow.any()

@@ -1,7 +1,8 @@
 """Progress of a command that runs in stages."""
 
+import signal
 import time
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from rich.console import Console
 from rich.progress import (
@@ -20,6 +21,9 @@ class Stages:
 
     Call it as `videomv_jax.sampling.programs.Progress`. On a terminal the lines are
     alive; elsewhere each is printed when its stage ends.
+
+    As a context it also sees to Ctrl-C: JAX swallows a KeyboardInterrupt that comes at
+    certain moments while it traces, so the next call here raises it again.
 
     Attributes:
         seconds: how long each stage took, in their order.
@@ -40,9 +44,12 @@ class Stages:
         self._stage: str | None = None
         self._task: TaskID | None = None
         self._began = 0.0
+        self._interrupted = False
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say that `stage` has done `done` of `total`; another stage ends this one."""
+        if self._interrupted:
+            raise KeyboardInterrupt
         if stage != self._stage:
             self.end()
             self._stage, self._began = stage, time.perf_counter()
@@ -51,6 +58,7 @@ class Stages:
         self._bars.update(self._task, completed=done, total=total)
 
     def __enter__(self) -> "Stages":
+        self._outside = signal.signal(signal.SIGINT, self._interrupt)
         self._bars.start()
         return self
 
@@ -60,9 +68,14 @@ class Stages:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        signal.signal(signal.SIGINT, self._outside)
         if kind is None:
             self.end()
         self._bars.stop()
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def end(self) -> None:
         """End the stage that runs and note how long it took."""

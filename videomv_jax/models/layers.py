@@ -204,7 +204,7 @@ class GroupNorm(nnx.Module):
         The reduced axes are not merged: one of them may be sharded.
         """
         samples, c = x.shape[:batch], x.shape[-1]
-        mean = x.mean(range(batch, x.ndim - 1))
+        mean = x.mean(tuple(range(batch, x.ndim - 1)))
         mean = mean.reshape(*samples, self.groups, -1).mean(-1, keepdims=True)
         mean = jnp.broadcast_to(mean, (*samples, self.groups, c // self.groups))
         return mean.reshape(*samples, *(1,) * (x.ndim - 1 - batch), c)

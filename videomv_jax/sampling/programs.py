@@ -76,10 +76,10 @@ class Programs:
         # Compilation is mostly single-threaded and leaves Python's lock alone.
         pool = ThreadPoolExecutor()
         try:
-            futures = [
-                pool.submit(lowered.compile)
-                for lowered in self._lowered(batch, aware, mode)
-            ]
+            futures = []
+            for lowered in self._lowered(batch, aware, mode):
+                futures.append(pool.submit(lowered.compile))
+                told("compiling", 0, 1)
             for number, future in enumerate(futures, 1):
                 future.result()
                 told("compiling", number, len(futures))
