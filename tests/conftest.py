@@ -17,6 +17,18 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 
 @pytest.fixture(scope="session")
+def error():
+    """Largest difference over the largest value; shapes must agree."""
+
+    def relative(a, b) -> float:
+        a, b = np.asarray(a, np.float32), np.asarray(b)
+        assert a.shape == b.shape
+        return float(np.abs(a - b).max() / np.abs(b).max())
+
+    return relative
+
+
+@pytest.fixture(scope="session")
 def small_folder(tmp_path_factory):
     """A model folder whose networks are small and whose weights are random."""
     from videomv_jax.convert import mapping

@@ -100,15 +100,3 @@ def convert():
         return result
 
     return run
-
-
-@pytest.fixture(scope="session")
-def error():
-    """Largest difference over the largest value; shapes must agree."""
-
-    def relative(a, b) -> float:
-        a, b = np.asarray(a, np.float32), np.asarray(b)
-        assert a.shape == b.shape
-        return float(np.abs(a - b).max() / np.abs(b).max())
-
-    return relative

@@ -17,6 +17,7 @@ import pytest
 from flax import nnx
 
 from videomv_jax.convert import mapping
+from videomv_jax.models.unet import UNetConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -48,15 +49,24 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def error():
-    """Largest difference over the largest value; shapes must agree."""
+def unet_config():
+    """The config of a UNet fixture, with some fields changed."""
 
-    def relative(a, b) -> float:
-        a, b = np.asarray(a, np.float32), np.asarray(b)
-        assert a.shape == b.shape
-        return float(np.abs(a - b).max() / np.abs(b).max())
+    def read(fixture: SimpleNamespace, **changes) -> UNetConfig:
+        c = fixture.config
+        return UNetConfig(
+            dim=c["dim"],
+            multipliers=tuple(c["dim_mult"]),
+            res_blocks=c["num_res_blocks"],
+            attention_levels=len(c["attn_scales"]),
+            head_dim=c["head_dim"],
+            num_heads=c["num_heads"],
+            context_dim=c["context_dim"],
+            dtype="float32",
+            **changes,
+        )
 
-    return relative
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,11 @@ def make(config: UNetConfig = SMALL) -> UNet:
     return UNet(config, rngs=nnx.Rngs(0))
 
 
+def make_condition() -> ImageCondition:
+    assert SMALL.image is not None
+    return ImageCondition(SMALL.image, 4, 8, 16, rngs=nnx.Rngs(0))
+
+
 def inputs(config: UNetConfig = SMALL, views=3, size=4) -> dict:
     rng = np.random.default_rng(0)
 
@@ -62,24 +67,14 @@ def small(filled):
 
 
 @pytest.fixture(scope="module")
-def original(golden):
+def original(golden, unet_config):
     """The released code's outputs, and our UNet with its weights."""
     fixture = golden("i2v_unet_tiny")
     c = fixture.config
-    config = UNetConfig(
-        dim=c["dim"],
-        multipliers=tuple(c["dim_mult"]),
-        res_blocks=c["num_res_blocks"],
-        attention_levels=len(c["attn_scales"]),
-        head_dim=c["head_dim"],
-        num_heads=c["num_heads"],
-        context_dim=c["context_dim"],
-        fps_condition=True,
-        image=ImageConfig(
-            embedding_dim=c["y_dim"], tokens=c["num_tokens"], local_gain=2.0
-        ),
-        dtype="float32",
+    photo = ImageConfig(
+        embedding_dim=c["y_dim"], tokens=c["num_tokens"], local_gain=2.0
     )
+    config = unet_config(fixture, fps_condition=True, image=photo)
     unet = nnx.eval_shape(lambda: make(config))
     mapping.assign(unet, names.load(unet, fixture.param))
     return fixture, unet
@@ -186,8 +181,7 @@ def test_matches_diffusers(filled, error):
 
 
 def test_the_photo_matters_and_gradients_reach_its_layers(filled):
-    make = lambda: ImageCondition(SMALL.image, 4, 8, 16, rngs=nnx.Rngs(0))  # noqa: E731
-    condition, image = filled(make), inputs()["image"]
+    condition, image = filled(make_condition), inputs()["image"]
     options = {"xla_backend_optimization_level": 0}
 
     def loss(condition, image):
@@ -204,8 +198,7 @@ def test_the_photo_matters_and_gradients_reach_its_layers(filled):
 
 @pytest.mark.parametrize("size", [20, 32, 48])
 def test_any_size_gives_as_many_tokens(filled, size):
-    make = lambda: ImageCondition(SMALL.image, 4, 8, 16, rngs=nnx.Rngs(0))  # noqa: E731
-    tokens = filled(make).tokens_of_latent(jnp.ones((1, size, size, 4)))
+    tokens = filled(make_condition).tokens_of_latent(jnp.ones((1, size, size, 4)))
     assert tokens.shape == (1, 64, 8)
     # Away from the border, where zeros are seen, a constant stays one.
     inner = tokens.reshape(8, 8, 8)[2:-2, 2:-2]

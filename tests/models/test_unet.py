@@ -60,20 +60,10 @@ def small(filled):
 
 
 @pytest.fixture(scope="module")
-def original(golden):
+def original(golden, unet_config):
     """The released code's outputs, and our UNet with its weights."""
     fixture = golden("t2v_unet_tiny")
-    c = fixture.config
-    config = UNetConfig(
-        dim=c["dim"],
-        multipliers=tuple(c["dim_mult"]),
-        res_blocks=c["num_res_blocks"],
-        attention_levels=len(c["attn_scales"]),
-        head_dim=c["head_dim"],
-        num_heads=c["num_heads"],
-        context_dim=c["context_dim"],
-        dtype="float32",
-    )
+    config = unet_config(fixture)
     unet = nnx.eval_shape(lambda: make(config))
     mapping.assign(unet, names.load(unet, fixture.param))
     return fixture, unet

@@ -194,7 +194,7 @@ def _grabcut(image: Image.Image) -> Image.Image:
     )
     values = np.asarray(image)
     height, width = values.shape[:2]
-    # Half-way colours of object and background start from a border that is background.
+    # What lies in the border is background; inside, GrabCut decides.
     margin = max(round(0.03 * min(height, width)), 1)
     if min(height, width) <= 2 * margin:
         raise InputError(f"image: {width} x {height} pixels are too few to cut out")

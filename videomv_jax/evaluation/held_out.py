@@ -39,7 +39,7 @@ class HeldOut:
     between: np.ndarray
 
 
-def _between(model: VideoMV):
+def cameras_between(model: VideoMV):
     """Cameras half-way between the model's."""
     c = model.config.cameras
     return orbit(
@@ -69,7 +69,7 @@ def held_out(model: VideoMV, count: int, seed: int) -> HeldOut:
     for one in objects:
         scene = synthetic.stack_scenes([synthetic.build_scene(one)])
         for views, cameras in zip(
-            truth, (model.config.cameras.orbit(), _between(model)), strict=True
+            truth, (model.config.cameras.orbit(), cameras_between(model)), strict=True
         ):
             rgb, _ = synthetic.render_orbit(scene, cameras, background)
             views.append(np.asarray(rgb[0]))
@@ -128,7 +128,7 @@ def table(
         ]
         return float(np.concatenate(parts).mean())
 
-    between = _between(model)
+    between = cameras_between(model)
     ways: dict[str, Any] = {"plain": {"steps_3d": ()}}
     if model.config.reconstructor is not None:
         ways["3D-aware"] = {"steps_3d": model.config.sampling.steps_3d}
