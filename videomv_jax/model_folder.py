@@ -62,11 +62,16 @@ class CameraConfig:
     size: int = 256
     background: float = 0.5
 
-    def orbit(self, views: int | None = None, size: int | None = None) -> Cameras:
-        """The cameras, or the same circle with other views or another size."""
+    def orbit(
+        self,
+        views: int | None = None,
+        size: int | None = None,
+        elevation: float | None = None,
+    ) -> Cameras:
+        """The cameras, or others that differ in number, size or elevation."""
         return orbit(
             views or self.views,
-            elevation=self.elevation,
+            elevation=self.elevation if elevation is None else elevation,
             radius=self.radius,
             fov=self.fov,
             size=size or self.size,

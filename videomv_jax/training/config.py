@@ -68,6 +68,8 @@ class TrainConfig:
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.
         corrupted_inputs: share of objects whose 4 inputs are the UNet's x0 of noised
             latents, what the reconstructor meets while sampling.
+        elevation_low, elevation_high: degrees; objects whose inputs are clean are seen
+            from orbits in between. Equal: from the model's own (reconstruction).
         lpips: file of the perceptual metric's weights, lpips.safetensors as
             `videomv convert` writes it; "": no such term (reconstruction).
         lpips_weight: of that term.
@@ -118,6 +120,8 @@ class TrainConfig:
     supervised_views: int = 4
     even_inputs: float = 0.5
     corrupted_inputs: float = 0.0
+    elevation_low: float = 0.0
+    elevation_high: float = 0.0
     lpips: str = ""
     lpips_weight: float = 1.0
 
@@ -188,6 +192,11 @@ def freeze(values: dict) -> TrainConfig:
     for name in ("condition_dropout", "even_inputs", "corrupted_inputs"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name}: {getattr(config, name)}; want 0 to 1")
+    if not -90 <= config.elevation_low <= config.elevation_high <= 90:
+        raise InputError(
+            f"elevation_low, elevation_high: {config.elevation_low}, "
+            f"{config.elevation_high}; want -90 to 90 degrees, in this order"
+        )
     return config
 
 

@@ -15,12 +15,12 @@ from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
 from videomv_jax.models.lpips import LPIPS
 from videomv_jax.models.reconstructor import Reconstructor
+from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.conventions import (
     canonical_frame,
     plucker_rays,
     unet_condition,
 )
-from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.splat.renderer import Renders, render
 from videomv_jax.training import pool
 from videomv_jax.training.config import TrainConfig
@@ -29,6 +29,7 @@ from videomv_jax.training.step import Metrics
 from videomv_jax.types import InputError, PRNGKey
 
 INPUTS = 4
+ELEVATIONS = 32
 # Side of the images that the perceptual term compares, as LGM resizes them.
 PERCEPTUAL_SIZE = 256
 
@@ -41,7 +42,8 @@ class ReconstructionTask:
     and others drawn at random, on a random background: squared error of colour and
     alpha, and where the config names weights of LPIPS that distance too, as in LGM.
     Inputs are four different random views or, for a share of the steps, evenly spaced
-    ones, as 3D-aware sampling hands over.
+    ones, as 3D-aware sampling hands over. Clean inputs come from `ELEVATIONS` orbits
+    between the config's lowest and highest, the UNet's from the orbit it knows.
     """
 
     def __init__(
@@ -59,7 +61,14 @@ class ReconstructionTask:
         self._config, self._model, self._start = config, model, start
         self._schedule = schedule.by_name(model.schedule)
         self._cameras = model.cameras.orbit()
-        self._canonical, _ = canonical_frame(self._cameras)
+        low, high = config.elevation_low, config.elevation_high
+        elevations = np.linspace(low, high, ELEVATIONS) if low < high else ()
+        # [e, f], the model's own orbit first.
+        self._orbits = jax.tree.map(
+            lambda *orbits: jnp.stack(orbits),
+            self._cameras,
+            *(model.cameras.orbit(elevation=degrees) for degrees in elevations),
+        )
         sizes = dataclasses.replace(model.reconstructor, dtype=config.compute_dtype)
         self.networks = Networks(
             lambda rngs: {"reconstructor": Reconstructor(sizes, rngs=rngs)}
@@ -83,22 +92,24 @@ class ReconstructionTask:
         self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
-        key_views, key_network, key_background = jax.random.split(key, 3)
+        key_views, key_orbit, key_network, key_background = jax.random.split(key, 4)
         inputs, others = self._choose_views(key_views)
         views = jnp.concatenate([inputs, others])
+        corrupted = round(self._config.corrupted_inputs * len(index))
+        cameras = self._choose_orbits(key_orbit, len(index), corrupted)
+        canonical, _ = canonical_frame(cameras)
         objects = constants["pool"]
         scenes = jax.tree.map(lambda x: x[index], objects.scenes)
         grey = self._model.cameras.background
-        rgb, alpha = synthetic.render_orbit(scenes, self._cameras[views], grey)
+        rgb, alpha = synthetic.render_orbit(scenes, cameras[views], grey)
 
         seen = rgb[:, :INPUTS]
-        corrupted = round(self._config.corrupted_inputs * len(index))
         if corrupted:
             guess = self._guess(constants, index[:corrupted], inputs, key_network)
             seen = jnp.concatenate([guess, seen[corrupted:]])
-        gaussians = self._reconstruct(networks, seen, inputs)
+        gaussians = networks["reconstructor"](seen, plucker_rays(canonical[inputs]))
         background = jax.random.uniform(key_background, (3,))
-        renders = render(gaussians, self._canonical[views], background=background)
+        renders = render(gaussians, canonical[views], background=background)
         shift = (background - grey).reshape(1, 1, 1, 1, 3)
         wanted = rgb + (1 - alpha[..., None]) * shift
         color = jnp.square(renders.rgb - wanted).mean()
@@ -124,6 +135,13 @@ class ReconstructionTask:
         others = jax.random.permutation(key_others, count)
         return jnp.where(chosen, even, mixed), others[: self._config.supervised_views]
 
+    def _choose_orbits(self, key: PRNGKey, count: int, corrupted: int) -> Cameras:
+        """Cameras `[count, f]`, the first `corrupted` of the model's own orbit."""
+        orbits = len(self._orbits.intrinsics)
+        chosen = jax.random.randint(key, (count,), min(1, orbits - 1), orbits)
+        chosen = jnp.where(jnp.arange(count) < corrupted, 0, chosen)
+        return jax.tree.map(lambda x: x[chosen], self._orbits)
+
     def _guess(
         self, constants: Any, index: Array, views: Array, key: PRNGKey
     ) -> Float[Array, "b 4 h w 3"]:
@@ -143,13 +161,6 @@ class ReconstructionTask:
         clean = process.to_x0(self._schedule, self._model.prediction, noised, output, t)
         return frozen["vae"].decode(clean[:, views]).clip(0, 1)
 
-    def _reconstruct(
-        self, networks: dict[str, Any], images: Array, views: Array
-    ) -> Gaussians:
-        rays = plucker_rays(self._canonical[views])
-        rays = jnp.broadcast_to(rays[None], (len(images), *rays.shape))
-        return networks["reconstructor"](images, rays)
-
     def _shown(self, params: Params, constants: Any) -> tuple[Array, Renders]:
         count = len(self._cameras.intrinsics)
         inputs = jnp.arange(INPUTS) * (count // INPUTS)
@@ -157,10 +168,11 @@ class ReconstructionTask:
         scenes = jax.tree.map(lambda x: x[:4], constants["pool"].scenes)
         grey = self._model.cameras.background
         rgb, _ = synthetic.render_orbit(scenes, self._cameras, grey)
-        gaussians = self._reconstruct(
-            self.networks.merge(params), rgb[:, inputs], inputs
-        )
-        renders = render(gaussians, self._canonical[between], background=grey)
+        canonical, _ = canonical_frame(self._cameras)
+        rays = plucker_rays(canonical[inputs])
+        rays = jnp.broadcast_to(rays, (len(rgb), *rays.shape))
+        gaussians = self.networks.merge(params)["reconstructor"](rgb[:, inputs], rays)
+        renders = render(gaussians, canonical[between], background=grey)
         return rgb[:, between], renders
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:
