@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from videomv_kernels.rasterize import RasterConfig, gpu, reference, tpu
 from videomv_kernels.rasterize.api import render_with
+from videomv_kernels.rasterize.config import make_plan
 
 ROOMS = {"gpu": gpu, "tpu": tpu}
 # Relative to the largest gradient of an array. The TPU's matrix unit takes two bfloat16
@@ -151,12 +152,16 @@ def test_a_hundred_thousand_in_one_tile():
     np.testing.assert_allclose(out.alpha[0, 8, 4], expected, atol=0.02)
 
 
-def test_keys_that_do_not_fit(monkeypatch, scene):
-    """Too many tiles and Gaussians for one packed key; and fewer pairs than needed."""
-    monkeypatch.setattr(gpu, "_rank_bits", lambda *_: None)
+@pytest.mark.parametrize("most, numbering", [(1, (2, "uint32")), (7, (1, "uint16"))])
+def test_tiles_that_short_keys_do_not_number(monkeypatch, scene, most, numbering):
+    """Too many in a view, or in two; and fewer pairs than needed."""
+    monkeypatch.setattr(gpu, "_SHORT", most)
     fresh = gpu.make_backend(interpret=True)
     inputs = {k: jnp.asarray(x, jnp.float32) for k, x in scene(2, n=40).items()}
     config = RasterConfig(tile=(8, 8), chunk=8, pairs_per_view=8)
+    plan = make_plan(config, 2, 40, 16, 16, tile=(8, 8), chunk=8)
+    group, dtype = gpu._numbering(plan, 2)
+    assert (group, jnp.dtype(dtype).name) == numbering
     size = dict(height=16, width=16, background=jnp.float32(0.3), config=config)
 
     def loss(inputs, backend):

@@ -1,10 +1,10 @@
 """Sorting and blending on a GPU: the pipeline around `triton_kernels`.
 
-Per view: order by depth, pack rows in that order and count the tiles of each Gaussian,
-write a key `tile, depth rank` for each pair, sort the keys of all views at once, find
-the tiles' borders, blend. The backward pass blends again front to back, writes a row
-for each pair where it was emitted, so that a Gaussian's rows lie together, and adds
-them. Two runs give the same bits.
+Per view: rank by depth, pack rows in that order and count the tiles of each Gaussian,
+emit the pairs nearest first, sort them stably by tile, find the tiles' borders, blend.
+The backward pass blends again front to back, writes a row for each pair where it was
+emitted, so that a Gaussian's rows lie together, and adds them. Two runs give the same
+bits.
 """
 
 import functools
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
 from videomv_kernels.rasterize import triton_kernels as kernels
 from videomv_kernels.rasterize.binning import saturating_add
@@ -37,6 +38,7 @@ from videomv_kernels.rasterize.vjp import Backend
 
 _LOG2E = math.log2(math.e)
 _MAX_SIDE = 1 << 16  # tiles along a side: boxes are packed into 16 bits each
+_SHORT = (1 << 16) - 1  # tiles that a key of 16 bits tells apart, beside none
 _DEPTH_BITS = 27
 _SORTED_VIEWS = 1 << (32 - _DEPTH_BITS)
 
@@ -47,8 +49,8 @@ class Saved(NamedTuple):
     Attributes:
         table: rows in depth order.
         order: Gaussian of each depth rank; start, count: its pairs within the view.
-        ids, places: of all pairs, tile by tile: the key with the depth rank in its low
-            bits, and where the pair was emitted within its view.
+        ids, places: of all pairs, tile by tile: row of the table, and where the pair
+            was emitted within its view.
         edges: borders of the tiles' lists in `ids`, counted over all views.
         conic: in the order of the input.
         tiles: what was blended.
@@ -59,7 +61,7 @@ class Saved(NamedTuple):
     order: Int[Array, "g n"]
     start: Int[Array, "g n"]
     count: Int[Array, "g n"]
-    ids: UInt[Array, "g pairs"]
+    ids: Int[Array, "g pairs"]
     places: Int[Array, "g pairs"]
     edges: Int[Array, "g tiles+1"]
     conic: tuple[Float[Array, "g n"], ...]
@@ -89,11 +91,16 @@ def _plan(config: RasterConfig, views, n, height, width) -> Plan:
     return plan
 
 
-def _rank_bits(plan: Plan, views: int, n: int) -> int | None:
-    """Bits of a depth rank in a packed key. None: tile and rank do not fit into 32."""
-    bits = max(1, (n - 1).bit_length())
-    # The key of all ones is for places without a pair.
-    return bits if (views * plan.tiles) << bits < 1 << 32 else None
+def _numbering(plan: Plan, views: int) -> tuple[int, DTypeLike]:
+    """How many views' tiles are numbered and sorted together, and by which keys.
+
+    Keys of 16 bits take half the passes of a sort, so there are groups of views whose
+    tiles they can number. 32 bits where a single view has too many.
+    """
+    if plan.tiles > _SHORT:
+        return views, jnp.uint32
+    most = min(_SHORT // plan.tiles, views)
+    return next(k for k in range(most, 0, -1) if views % k == 0), jnp.uint16
 
 
 def _depth_order(depth, visible, near: float):
@@ -119,25 +126,31 @@ def _depth_order(depth, visible, near: float):
     return lax.sort((keys, index), num_keys=1, is_stable=True)[1].reshape(views, n)
 
 
-def _sort_pairs(keys, ranks, plan: Plan, bits: int | None, views: int):
-    """Keys tile by tile, nearest first: ids, places and borders of `Saved`."""
-    shape = (views, plan.capacity)
-    place = lax.broadcasted_iota(jnp.int32, shape, 1).reshape(-1)
-    borders = lax.iota(jnp.uint32, views * plan.tiles + 1)
-    if bits is not None:
-        # Without gradients XLA drops the second operand from the sort.
-        keys, place = lax.sort((keys, place), num_keys=1, is_stable=False)
-        ids, borders = keys, borders << np.uint32(bits)
-    else:
-        # Emitted in the order of rank, so a stable sort by tile is enough.
-        index = lax.iota(jnp.int32, keys.shape[0])
-        keys, index = lax.sort((keys, index), num_keys=1, is_stable=True)
-        ids = ranks[0][index].astype(jnp.uint32)
-        place = lax.rem(index, jnp.int32(plan.capacity))
-    edges = jnp.searchsorted(keys, borders, method="scan_unrolled").astype(jnp.int32)
-    by_view = lax.iota(jnp.int32, views)[:, None] * plan.tiles
+def _sort_pairs(keys, rows, plan: Plan, views: int):
+    """Pairs tile by tile, nearest first: ids, places and borders of `Saved`.
+
+    Pairs were emitted in the order of depth, so a stable sort by tile is enough.
+    """
+    group, _ = _numbering(plan, views)
+    place = lax.broadcasted_iota(jnp.int32, (group, plan.capacity), 1).reshape(-1)
+    local = lax.iota(jnp.int32, group * plan.tiles + 1)
+    parts = []
+    for number, (key, row) in enumerate(
+        zip(*(x.reshape(views // group, -1) for x in (keys, rows)), strict=True)
+    ):
+        by_tile, ids = lax.sort((key, row), num_keys=1, is_stable=True)
+        # A sort of its own: without gradients it goes.
+        places = lax.sort((key, place), num_keys=1, is_stable=True)[1]
+        edges = jnp.searchsorted(
+            by_tile, local.astype(key.dtype), method="scan_unrolled"
+        )
+        parts.append((ids, places, edges.astype(jnp.int32) + number * key.size))
+    ids, places, edges = (jnp.stack(x) for x in zip(*parts, strict=True))
+    by_view = lax.iota(jnp.int32, group)[:, None] * plan.tiles
     by_view = by_view + lax.iota(jnp.int32, plan.tiles + 1)[None]
-    return ids.reshape(shape), place.reshape(shape), edges[by_view]
+    shape = (views, plan.capacity)
+    edges = edges[:, by_view].reshape(views, -1)
+    return ids.reshape(shape), places.reshape(shape), edges
 
 
 def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
@@ -158,8 +171,13 @@ def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
     # The projection ends here: XLA would compute it anew for each of its users.
     planes, packed, visible = lax.optimization_barrier((planes, packed, visible))
     order = _depth_order(planes[-1], visible, plan.config.near)
-    table, boxes, count = kernels.pack(
-        order, planes, packed, splats.colors, plan, interpret=interpret
+    by_view = lax.broadcasted_iota(jnp.int32, order.shape, 0)
+    rank = lax.broadcasted_iota(jnp.int32, order.shape, 1)
+    rank = rank.at[by_view, order].set(
+        rank, unique_indices=True, mode="promise_in_bounds"
+    )
+    table, count = kernels.pack(
+        rank, planes, packed, splats.colors, plan, interpret=interpret
     )
     count = count.reshape(views, n)
     if n * plan.tiles <= INT32_MAX:
@@ -167,18 +185,13 @@ def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
     else:
         end = lax.associative_scan(saturating_add, count, axis=1)
     start, total = end - count, end[:, -1]
-    bits = _rank_bits(plan, views, n)
-    keys, *ranks = kernels.emit(start, table, boxes, plan, bits, interpret=interpret)
-    ids, places, edges = _sort_pairs(keys, ranks, plan, bits, views)
+    channels = splats.colors.shape[-1]
+    keys, rows = kernels.emit(
+        start, table, plan, channels, *_numbering(plan, views), interpret=interpret
+    )
+    ids, places, edges = _sort_pairs(keys, rows, plan, views)
     tiles = kernels.blend(
-        edges,
-        ids.reshape(-1),
-        table,
-        plan,
-        n,
-        splats.colors.shape[-1],
-        _mask(bits),
-        interpret=interpret,
+        edges, ids.reshape(-1), table, plan, channels, interpret=interpret
     )
     tiles = tiles.reshape(views, plan.tiles, *tiles.shape[1:])
     saved = Saved(
@@ -197,10 +210,6 @@ def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
     return from_tiles(tiles, plan), (total - plan.capacity).clip(0), saved
 
 
-def _mask(bits: int | None) -> int:
-    return (1 << (bits or 32)) - 1
-
-
 def _backward(saved: Saved, grad, plan: Plan, interpret: bool) -> Splats:
     views, n = saved.order.shape
     grad = to_tiles(grad, plan)
@@ -211,10 +220,8 @@ def _backward(saved: Saved, grad, plan: Plan, interpret: bool) -> Splats:
         saved.places.reshape(-1),
         saved.table.reshape(views * n, -1),
         grad.reshape(-1, channels, pixels),
-        (grad * saved.tiles).sum(2).reshape(-1, pixels),
+        saved.tiles.reshape(-1, channels, pixels),
         plan,
-        n,
-        _mask(_rank_bits(plan, views, n)),
         interpret=interpret,
     )
     sums = kernels.add_rows(

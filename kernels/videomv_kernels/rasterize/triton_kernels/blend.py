@@ -3,7 +3,6 @@
 import functools
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -47,20 +46,20 @@ def _range(edges, view, plan: Plan):
     return edges[entry], edges[entry + 1]
 
 
-def _row_of(ids, table, place, view, n: int, mask: int, width: int):
+def _row_of(ids, table, place, width: int):
     """The row of a pair, `width` scalars."""
-    rank = (ids[place] & np.uint32(mask)).astype(jnp.int32)
-    row = view * n + rank
+    row = ids[place]
     return [table[row, column] for column in range(width)]
 
 
 def _alpha(row, log_opacity, x, y, plan: Plan):
-    """dx, dy, the alpha before its upper limit, and the one used."""
+    """dx, dy, alpha without limits, whether it reaches the lower, and with both."""
     dx, dy = x - row[0], y - row[1]
     power = (log_opacity + row[2] * dx * dx) + dy * (row[3] * dx + row[4] * dy)
     raw = jnp.exp2(power)
+    counts = raw >= plan.config.alpha_min
     alpha = jnp.minimum(raw, plan.config.alpha_max)
-    return dx, dy, raw, jnp.where(alpha >= plan.config.alpha_min, alpha, 0.0)
+    return dx, dy, raw, counts, jnp.where(counts, alpha, 0.0)
 
 
 def _weigh(alpha, transmittance, plan: Plan):
@@ -73,52 +72,59 @@ def _weigh(alpha, transmittance, plan: Plan):
     return weight, after
 
 
-def _blend_kernel(edges, ids, table, out, *, plan: Plan, n: int, mask: int):
+def _blend_kernel(edges, ids, table, out, *, plan: Plan):
     view, x, y = _tile_of_program(plan)
     start, end = _range(edges, view, plan)
     drop = plan.config.stop_rule == "drop"
     channels = out.shape[1]
     width = GEOMETRY + channels - 2
 
-    def step(state):
+    def step(state, whole: bool):
         place, transmittance, _, *sums = state
+        places = [place + k for k in range(plan.chunk)]
+        if not whole:
+            places = [jnp.minimum(p, end - 1) for p in places]
         # All loads first: they wait for each other, the blending for them.
-        places = [jnp.minimum(place + k, end - 1) for k in range(plan.chunk)]
-        rows = [_row_of(ids, table, p, view, n, mask, width) for p in places]
+        rows = [_row_of(ids, table, p, width) for p in places]
         for k, row in enumerate(rows):
-            log_opacity = jnp.where(place + k < end, row[5], _EMPTY)
-            *_, alpha = _alpha(row, log_opacity, x, y, plan)
+            opacity = row[5] if whole else jnp.where(place + k < end, row[5], _EMPTY)
+            *_, alpha = _alpha(row, opacity, x, y, plan)
             weight, transmittance = _weigh(alpha, transmittance, plan)
             values = [*row[GEOMETRY:], row[6]] + ([1.0] if drop else [])
             sums = [s + weight * v for s, v in zip(sums, values, strict=True)]
         return place + plan.chunk, transmittance, jnp.max(transmittance), *sums
 
-    def more(state):
-        return (state[0] < end) & (state[2] >= plan.config.stop_transmittance)
+    def more(state, whole: bool):
+        last = state[0] + plan.chunk - 1 if whole else state[0]
+        return (last < end) & (state[2] >= plan.config.stop_transmittance)
 
     zero = jnp.zeros(x.shape, jnp.float32)
     sums = [zero] * (channels if drop else channels - 1)
     state = (start, zero + 1, jnp.float32(1), *sums)
-    _, transmittance, _, *sums = lax.while_loop(more, step, state)
+    for whole in (True, False):  # without and with a check of the list's end
+        state = lax.while_loop(
+            functools.partial(more, whole=whole),
+            functools.partial(step, whole=whole),
+            state,
+        )
+    _, transmittance, _, *sums = state
     if not drop:
         sums.append(1 - transmittance)
     for channel, value in enumerate(sums):
         out[0, channel] = value
 
 
-def blend(
-    edges, ids, table, plan: Plan, n: int, channels: int, mask: int, *, interpret: bool
-):
+def blend(edges, ids, table, plan: Plan, channels: int, *, interpret: bool):
     """Colours, depth and alpha at the pixels of every tile, `[g * tiles, c + 2, P]`.
 
     Args:
         edges: `[g, tiles + 1]`, borders of the tiles' lists in `ids`.
-        ids: `[g * capacity]`, whose bits under `mask` are depth ranks.
+        ids: `[g * capacity]`, rows of `table`.
         table: what `pack` returns, for `channels` colours.
     """
     tiles, block = edges.shape[0] * plan.tiles, (channels + 2, *_block(plan))
     out = call(
-        functools.partial(_blend_kernel, plan=plan, n=n, mask=mask),
+        functools.partial(_blend_kernel, plan=plan),
         "blend",
         tiles,
         [edges.reshape(-1), ids, table],
@@ -173,25 +179,30 @@ def _ones_laid_out_as(loaded):
 
 
 def _blend_gradient_kernel(
-    edges, ids, places, table, grad, total, rows, *, plan: Plan, n: int, mask: int
+    edges, ids, places, table, grad, blended, rows, *, plan: Plan
 ):
     view, x, y = _tile_of_program(plan)
     start, end = _range(edges, view, plan)
     grads = [grad[0, channel] for channel in range(grad.shape[1])]
+    behind = sum(g * blended[0, channel] for channel, g in enumerate(grads))
     width = rows.shape[1]
     column = _folded()
 
     def one(place, state):
         transmittance, behind = state
-        row = _row_of(ids, table, place, view, n, mask, width)
-        dx, dy, raw, alpha = _alpha(row, row[5], x, y, plan)
+        row = _row_of(ids, table, place, width)
+        dx, dy, raw, counts, alpha = _alpha(row, row[5], x, y, plan)
         weight, after = _weigh(alpha, transmittance, plan)
         seen = grads[-1]
         for value, g in zip([*row[GEOMETRY:], row[6]], grads[:-1], strict=True):
             seen = seen + value * g
         behind = behind - weight * seen
-        d_alpha = transmittance * seen - behind / (1 - alpha)
-        counts = (weight > 0) & (raw <= plan.config.alpha_max)
+        # 1 - alpha is at least 0.01; a division takes six instructions more.
+        root = lax.rsqrt(1 - alpha)
+        d_alpha = transmittance * seen - behind * (root * root)
+        counts &= raw <= plan.config.alpha_max
+        if plan.config.stop_rule == "drop":
+            counts &= weight > 0
         d_power = jnp.where(counts, d_alpha * raw, 0.0)
         moved = d_power * dx
         s, sx, sxx = (v.sum(1) for v in (d_power, moved, moved * dx))
@@ -217,7 +228,7 @@ def _blend_gradient_kernel(
     def more(state):
         return (state[0] < end) & (state[3] >= plan.config.stop_transmittance)
 
-    state = (start, _ones_laid_out_as(total[0]), total[0], jnp.float32(1))
+    state = (start, _ones_laid_out_as(grads[0]), behind, jnp.float32(1))
     place, *_ = lax.while_loop(more, step, state)
 
     # Rows of what the stop rule left out.
@@ -240,15 +251,14 @@ def _blend_gradient_kernel(
 
 
 def blend_gradient(
-    edges, ids, places, table, grad, total, plan: Plan, n: int, mask: int, *, interpret
+    edges, ids, places, table, grad, blended, plan: Plan, *, interpret: bool
 ):
     """A row of gradient sums for each pair, at its place of emission.
 
     Args:
-        edges, ids, table, n, mask: as for `blend`.
+        edges, ids, table: as for `blend`.
         places: `[g * capacity]`, where each pair was emitted in its view.
-        grad: gradient of what `blend` returned.
-        total: its product with that, summed over the channels, `[g * tiles, P]`.
+        grad, blended: the gradient of what `blend` returned, and that.
 
     Returns:
         `[g * capacity, 7 + c]`: with D the gradient of log(alpha), the sums over the
@@ -260,7 +270,7 @@ def blend_gradient(
     block, width = _block(plan), GEOMETRY + channels - 2
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return call(
-        functools.partial(_blend_gradient_kernel, plan=plan, n=n, mask=mask),
+        functools.partial(_blend_gradient_kernel, plan=plan),
         "blend_gradient",
         tiles,
         [
@@ -268,15 +278,11 @@ def blend_gradient(
             ids,
             places,
             table,
-            grad.reshape(tiles, channels, *block),
-            total.reshape(tiles, *block),
+            *(x.reshape(tiles, channels, *block) for x in (grad, blended)),
         ],
         shape_like((views * plan.capacity, width), jnp.float32, table),
         warps=1,
         interpret=interpret,
         in_specs=[anywhere] * 4
-        + [
-            pl.BlockSpec((1, channels, *block), lambda tile: (tile, 0, 0, 0)),
-            pl.BlockSpec((1, *block), lambda tile: (tile, 0, 0)),
-        ],
+        + [pl.BlockSpec((1, channels, *block), lambda tile: (tile, 0, 0, 0))] * 2,
     )

@@ -1,19 +1,24 @@
-"""One lane per Gaussian: rows in depth order, keys of pairs, sums of gradient rows."""
+"""One lane per Gaussian: rows in depth order, tiles of pairs, sums of gradient rows."""
 
 import functools
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from videomv_kernels.rasterize.compat import shape_like
 from videomv_kernels.rasterize.config import Plan
-from videomv_kernels.rasterize.triton_kernels.call import GEOMETRY, call, table_width
+from videomv_kernels.rasterize.triton_kernels.call import (
+    GEOMETRY,
+    WARP,
+    call,
+    table_width,
+)
 
 _LANES = 128  # Gaussians per program of `pack` and `emit`
+_WARPS = _LANES // WARP
 _SUM_LANES = 32  # Gaussians per program of `add_rows`
 # Room for rounding in the test of an ellipse against a tile: a pair too many changes
 # nothing. Relative, as in `binning`.
@@ -81,31 +86,35 @@ def _clip(x, low, high):
     return jnp.minimum(jnp.maximum(x, low), high)
 
 
-def _pack_kernel(order, *refs, plan: Plan, total: int, n: int, scene: int):
-    *planes, columns, rows, colors, table, boxes, counts = refs
+def _pack_kernel(rank, *refs, plan: Plan, total: int, n: int, scene: int):
+    *planes, columns, rows, colors, table, counts = refs
     index, inside, valid = _lanes(_LANES, total)
-    own = lax.div(inside, jnp.int32(n)) * n + triton.load(order.at[inside])
-    target = jnp.where(valid, index, total)
+    row = [triton.load(plane.at[inside]) for plane in planes]
+    box = [triton.load(packed.at[inside]) for packed in (columns, rows)]
+    color = lax.div(inside, jnp.int32(scene)) * n + lax.rem(inside, jnp.int32(n))
+    row += [
+        triton.load(colors.at[color, jnp.full_like(color, channel)])
+        for channel in range(colors.shape[1])
+    ]
+    row += [lax.bitcast_convert_type(packed, jnp.float32) for packed in box]
+    view = lax.div(inside, jnp.int32(n))
+    target = jnp.where(valid, view * n + triton.load(rank.at[inside]), total)
 
-    def put(column, value):
-        triton.store(table.at[target, jnp.full_like(target, column)], value, mask=valid)
-
-    row = [triton.load(plane.at[own]) for plane in planes]
-    for column, value in enumerate(row):
-        put(column, value)
-    color = lax.div(own, jnp.int32(scene)) * n + lax.rem(own, jnp.int32(n))
-    for channel in range(colors.shape[1]):
-        put(
-            GEOMETRY + channel,
-            triton.load(colors.at[color, jnp.full_like(color, channel)]),
-        )
-    box = [triton.load(packed.at[own]) for packed in (columns, rows)]
-    for axis, packed in enumerate(box):
-        triton.store(boxes.at[jnp.full_like(target, axis), target], packed, mask=valid)
+    # Whole rows at once: they go to places all over the view.
+    shape = (_LANES, table.shape[1])
+    column = lax.broadcasted_iota(jnp.int32, shape, 1)
+    block = jnp.zeros(shape, jnp.float32)
+    for number, value in enumerate(row):
+        value = jnp.broadcast_to(value[:, None], shape)
+        block = jnp.where(column == number, value, block)
+    triton.store(
+        table.at[jnp.broadcast_to(target[:, None], shape), column],
+        block,
+        mask=jnp.broadcast_to(valid[:, None], shape),
+    )
     count = _walk(
         row[:6],
-        box[0],
-        box[1],
+        *box,
         plan,
         lambda count, column, row, hit: count + hit.astype(jnp.int32),
         jnp.zeros_like(index),
@@ -113,96 +122,100 @@ def _pack_kernel(order, *refs, plan: Plan, total: int, n: int, scene: int):
     triton.store(counts.at[target], count, mask=valid)
 
 
-def pack(order, planes, boxes, colors, plan: Plan, *, interpret: bool):
+def pack(rank, planes, boxes, colors, plan: Plan, *, interpret: bool):
     """Rows of the table in depth order, and how many tiles each Gaussian is in.
 
     Args:
-        order: `[g, n]`, Gaussian of each depth rank.
+        rank: `[g, n]`, depth rank of each Gaussian.
         planes: seven of `[g, n]`: x, y, A, B, C, l, depth.
         boxes: two of `[g, n]`: first and end of columns and of rows, 16 bits each.
         colors: `[s, n, c]`.
 
     Returns:
-        Table `[g * n, f]`, boxes `[2, g * n]` and counts `[g * n]`.
+        Table `[g * n, f]` and counts `[g * n]`, both by depth rank.
     """
-    (views, n), (scenes, _, channels) = order.shape, colors.shape
+    (views, n), (scenes, _, channels) = rank.shape, colors.shape
     total = views * n
     kernel = functools.partial(
         _pack_kernel, plan=plan, total=total, n=n, scene=n * (views // scenes)
     )
-    inputs = [x.reshape(total) for x in (order, *planes, *boxes)]
+    inputs = [x.reshape(total) for x in (rank, *planes, *boxes)]
     inputs.append(colors.reshape(-1, channels))
     outputs = (
-        shape_like((total, table_width(channels)), jnp.float32, order),
-        shape_like((2, total), jnp.int32, order),
-        shape_like((total,), jnp.int32, order),
+        shape_like((total, table_width(channels)), jnp.float32, rank),
+        shape_like((total,), jnp.int32, rank),
     )
     grid = pl.cdiv(total, _LANES)
-    return call(kernel, "pack", grid, inputs, outputs, warps=4, interpret=interpret)
+    return call(
+        kernel, "pack", grid, inputs, outputs, warps=_WARPS, interpret=interpret
+    )
 
 
-def _emit_kernel(start, table, boxes, keys, *ranks, plan: Plan, total, n, bits):
+def _emit_kernel(start, table, keys, ids, *, plan: Plan, total, n, box, group):
     index, inside, valid = _lanes(_LANES, total)
     row = [
         triton.load(table.at[inside, jnp.full_like(inside, column)])
-        for column in range(6)
+        for column in (*range(6), box, box + 1)
     ]
-    columns, rows = (
-        triton.load(boxes.at[jnp.full_like(inside, axis), inside]) for axis in range(2)
-    )
+    columns, rows = (lax.bitcast_convert_type(x, jnp.int32) for x in row[6:])
     view = lax.div(inside, jnp.int32(n))
-    rank = inside - view * n
+    first_tile = lax.rem(view, jnp.int32(group)) * plan.tiles
 
     def visit(place, column, row, hit):
-        tile = view * plan.tiles + row * plan.grid[1] + column
+        key = first_tile + row * plan.grid[1] + column
         live = hit & valid & (place < plan.capacity)
         # Nowhere for the rest: the interpreter lets masked lanes write, too.
         target = jnp.where(live, view * plan.capacity + place, keys.shape[0])
-        key = tile if ranks else (tile << bits) | rank
-        triton.store(keys.at[target], key.astype(jnp.uint32), mask=live)
-        for out in ranks:
-            triton.store(out.at[target], rank, mask=live)
+        triton.store(keys.at[target], key.astype(keys.dtype), mask=live)
+        triton.store(ids.at[target], inside, mask=live)
         return place + hit.astype(jnp.int32)
 
     first = jnp.where(valid, triton.load(start.at[inside]), plan.capacity)
-    _walk(row, columns, rows, plan, visit, first)
+    _walk(row[:6], columns, rows, plan, visit, first)
 
 
-def emit(start, table, boxes, plan: Plan, bits: int | None, *, interpret: bool):
-    """Write the key of each pair.
+def emit(
+    start, table, plan: Plan, channels: int, group: int, dtype, *, interpret: bool
+):
+    """Write tile and row of each pair, nearest first.
 
     Args:
         start: `[g, n]`, where each Gaussian's pairs begin among those of its view.
-        table, boxes: what `pack` returns.
-        bits: of the depth rank, which is the lower part of a key. None: keys are
-            tiles, and ranks come apart.
+        table: what `pack` returns, of colours with `channels`.
+        group: views whose tiles are numbered together.
+        dtype: of these numbers, unsigned.
 
     Returns:
-        Keys `[g * capacity]`, all bits set where there is no pair, and the ranks if
-        `bits` is None.
+        Tiles `[g * capacity]`, with all bits set where there is no pair, and rows of
+        `table`.
     """
     views, n = start.shape
     total, room = views * n, views * plan.capacity
-    kernel = functools.partial(_emit_kernel, plan=plan, total=total, n=n, bits=bits)
+    kernel = functools.partial(
+        _emit_kernel,
+        plan=plan,
+        total=total,
+        n=n,
+        box=GEOMETRY + channels,
+        group=group,
+    )
     # A zero that carries the mesh axes of the data under shard_map.
     zero = start[0, 0] * 0
-    blank = [jnp.full((room,), np.uint32(0xFFFFFFFF)) | zero.astype(jnp.uint32)]
-    if bits is None:
-        blank.append(jnp.zeros((room,), jnp.int32) + zero)
-    inputs = [start.reshape(total), table, boxes, *blank]
+    none = ~jnp.zeros((room,), dtype)
+    blank = (none | zero.astype(dtype), jnp.zeros((room,), jnp.int32) + zero)
 
-    def fill(start, table, boxes, *refs):
-        kernel(start, table, boxes, *refs[len(blank) :])
+    def fill(start, table, keys_in, ids_in, keys, ids):
+        kernel(start, table, keys, ids)
 
     return call(
         fill,
         "emit",
         pl.cdiv(total, _LANES),
-        inputs,
+        [start.reshape(total), table, *blank],
         [shape_like((room,), x.dtype, start) for x in blank],
-        warps=4,
+        warps=_WARPS,
         interpret=interpret,
-        aliases={3 + i: i for i in range(len(blank))},
+        aliases={2: 0, 3: 1},
     )
 
 
