@@ -64,7 +64,7 @@ class ReconstructionTask:
         self.networks = Networks(
             lambda rngs: {"reconstructor": Reconstructor(sizes, rngs=rngs)}
         )
-        self.initial = pool.given(start, ["reconstructor"])
+        self.initial = pool.given(start, self.networks, ["reconstructor"])
         self._frozen, frozen = Networks.split(
             {n: getattr(start, n) for n in ("vae", "unet", "text_encoder")}
         )
