@@ -31,16 +31,8 @@ def error():
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory):
     """A model folder whose networks are small and whose weights are random."""
-    from videomv_jax.convert import mapping
     from videomv_jax.data.tokenizer import train_tokenizer
-    from videomv_jax.model_folder import (
-        PARTS,
-        CameraConfig,
-        ModelConfig,
-        SamplingConfig,
-        abstract,
-        save_model,
-    )
+    from videomv_jax.model_folder import CameraConfig, ModelConfig, SamplingConfig
     from videomv_jax.models.clip import TextConfig
     from videomv_jax.models.reconstructor import ReconstructorConfig
     from videomv_jax.models.unet import UNetConfig
@@ -93,9 +85,20 @@ def small_folder(tmp_path_factory):
             dtype="float32",
         ),
     )
+    write_random(folder, config, folder.with_name("tokenizer"))
+    return folder
+
+
+def write_random(folder, config, tokenizer_dir) -> None:
+    """Write a model folder with random weights."""
+    from videomv_jax.convert import mapping
+    from videomv_jax.model_folder import PARTS, abstract, save_model
+
     rng = np.random.default_rng(0)
     modules = {}
     for part, kind in PARTS.items():
+        if getattr(config, part) is None:
+            continue
         module = abstract(
             lambda rngs, kind=kind, part=part: kind(getattr(config, part), rngs=rngs)
         )
@@ -105,8 +108,47 @@ def small_folder(tmp_path_factory):
         }
         mapping.assign(module, weights)
         modules[part] = module
-    save_model(folder, config, modules, folder.with_name("tokenizer"))
+    save_model(folder, config, modules, tokenizer_dir)
+
+
+@pytest.fixture(scope="session")
+def small_image_folder(small_folder):
+    """The same for photos."""
+    import dataclasses
+
+    from videomv_jax.model_folder import TOKENIZER, read_config
+    from videomv_jax.models.clip import VisionConfig
+    from videomv_jax.models.image_condition import ImageConfig
+
+    text = read_config(small_folder)
+    assert text.unet is not None
+    config = dataclasses.replace(
+        text,
+        name="small_image",
+        unet=dataclasses.replace(
+            text.unet, image=ImageConfig(embedding_dim=16), fps_condition=True
+        ),
+        image_encoder=VisionConfig(
+            size=32,
+            patch=16,
+            width=32,
+            heads=2,
+            layers=1,
+            features=16,
+            dtype="float32",
+        ),
+    )
+    folder = small_folder.with_name("small_image")
+    write_random(folder, config, small_folder / TOKENIZER)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_image_model(small_image_folder):
+    """The model of `small_image_folder`."""
+    from videomv_jax.pipeline import VideoMV
+
+    return VideoMV.from_pretrained(small_image_folder)
 
 
 @pytest.fixture(scope="session")

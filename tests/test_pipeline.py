@@ -168,7 +168,8 @@ def test_turntable(model, generation):
 
 def test_saved_is_the_same_model(model, small_folder, tmp_path):
     model.save_pretrained(tmp_path / "copy")
-    for part in PARTS:
+    config = read_config(small_folder)
+    for part in (part for part in PARTS if getattr(config, part)):
         name = f"{part}.safetensors"
         again, before = (
             (f / name).read_bytes() for f in (tmp_path / "copy", small_folder)

@@ -22,10 +22,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from videomv_jax import atomic, weights
 from videomv_jax.convert import mapping
-from videomv_jax.models.clip import TextConfig, TextEncoder
+from videomv_jax.models.clip import (
+    TextConfig,
+    TextEncoder,
+    VisionConfig,
+    VisionEncoder,
+)
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 from videomv_jax.models.unet import UNet, UNetConfig
 from videomv_jax.models.vae import VAE, VAEConfig
@@ -38,6 +44,7 @@ PARTS: dict[str, Callable[..., nnx.Module]] = {
     "unet": UNet,
     "vae": VAE,
     "text_encoder": TextEncoder,
+    "image_encoder": VisionEncoder,
     "reconstructor": Reconstructor,
 }
 
@@ -53,6 +60,8 @@ class CameraConfig:
         fov: full field of view in degrees.
         size: height and width of a view in pixels.
         background: grey behind the objects of the training images, in [0, 1].
+        fill: longest side of an object in a first view over the view's, to which
+            photos are scaled; the released image-to-views model's is 200 / 256.
     """
 
     views: int = 24
@@ -61,20 +70,24 @@ class CameraConfig:
     fov: float = 39.6
     size: int = 256
     background: float = 0.5
+    fill: float = 200 / 256
 
     def orbit(
         self,
         views: int | None = None,
         size: int | None = None,
-        elevation: float | None = None,
+        *,
+        elevation: float | Float[np.ndarray, " b"] | None = None,
+        azimuth: float | Float[np.ndarray, " b"] = 0.0,
     ) -> Cameras:
-        """The cameras, or others that differ in number, size or elevation."""
+        """The cameras, or such a circle with other views, size, elevation or start."""
         return orbit(
             views or self.views,
             elevation=self.elevation if elevation is None else elevation,
             radius=self.radius,
             fov=self.fov,
             size=size or self.size,
+            azimuth=azimuth,
         )
 
 
@@ -90,6 +103,10 @@ class SamplingConfig:
         prompt_suffix: what all its captions ended in, added to prompts without it.
         steps_3d: where the 3D-aware steps lie, as fractions of the schedule.
         views_3d: the views the reconstructor sees.
+        background_3d: grey behind the renders of 3D-aware steps; None: that of the
+            cameras. The original takes 0.7 in its image-to-views model, whose
+            training images are white.
+        fps: what a UNet that is conditioned on the frame rate is told.
     """
 
     sampler: str = "dpmpp"
@@ -100,6 +117,8 @@ class SamplingConfig:
     prompt_suffix: str = ""
     steps_3d: tuple[float, ...] = (0.4, 0.6, 0.8)
     views_3d: tuple[int, ...] = (0, 6, 12, 18)
+    background_3d: float | None = None
+    fps: float = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +134,8 @@ class ModelConfig:
         caption_grammar: name of the grammar prompts should follow ("synthetic"), or
             None when any text will do.
         cameras, sampling: the orbit it was trained on and how to sample.
-        unet, vae, text_encoder, reconstructor: sizes of the parts it has.
+        unet, vae, text_encoder, image_encoder, reconstructor: sizes of the parts it
+            has. A model that takes photos has an image encoder.
     """
 
     name: str
@@ -129,6 +149,7 @@ class ModelConfig:
     unet: UNetConfig | None = None
     vae: VAEConfig | None = None
     text_encoder: TextConfig | None = None
+    image_encoder: VisionConfig | None = None
     reconstructor: ReconstructorConfig | None = None
 
     def to_json(self) -> str:
@@ -159,7 +180,7 @@ class LoadedModel:
 
     Attributes:
         config: its config.json.
-        unet, vae, text_encoder, reconstructor: the networks.
+        unet, vae, text_encoder, image_encoder, reconstructor: the networks.
         tokenizer_dir: the tokenizer's folder.
     """
 
@@ -167,6 +188,7 @@ class LoadedModel:
     unet: UNet | None
     vae: VAE | None
     text_encoder: TextEncoder | None
+    image_encoder: VisionEncoder | None
     reconstructor: Reconstructor | None
     tokenizer_dir: Path | None
 

@@ -1,10 +1,11 @@
-"""The folder that a prompt becomes."""
+"""The folder that a prompt or a photo becomes."""
 
+import collections
 import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,36 @@ def free_folder(out: str | os.PathLike[str], prompt: str) -> Path:
 
     Nothing that was made before is ever overwritten.
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-")
-    slug = slug or "prompt"
-    folder, number = Path(out) / slug, 1
+    name = slug(prompt)
+    folder, number = Path(out) / name, 1
     while folder.exists():
         number += 1
-        folder = Path(out) / f"{slug}-{number}"
+        folder = Path(out) / f"{name}-{number}"
     return folder
+
+
+def slug(text: str) -> str:
+    """A text as the name of a folder."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
+    return name or "prompt"
+
+
+def photo_folders(
+    out: str | os.PathLike[str], photos: Sequence[Path]
+) -> dict[Path, Path]:
+    """Each photo's folder, which depends on its name alone: a rerun finds it again.
+
+    Photos whose names differ in nothing but what a folder's name cannot hold, such as
+    "a.png" and "a.jpg", are told apart by the whole name, then by a number.
+    """
+    stems = collections.Counter(slug(photo.stem) for photo in photos)
+    folders: dict[Path, Path] = {}
+    for photo in photos:
+        name = slug(photo.stem)
+        name = slug(photo.name) if stems[name] > 1 else name
+        twins = sum(folder.name == name for folder in folders.values())
+        folders[photo] = Path(out) / (f"{name}-{twins + 1}" if twins else name)
+    return folders
 
 
 def write_views(folder: Path, views: Float[np.ndarray, "f h w 3"]) -> None:

@@ -1,8 +1,11 @@
-"""The public object: a model that makes views and Gaussians of prompts.
+"""The public object: a model that makes views and Gaussians of prompts or photos.
 
 model = VideoMV.from_pretrained("tiny")
 generation = model.generate(["a red chair with blue legs"], seed=0)
 films = model.turntable(generation.gaussians)
+
+model = VideoMV.from_pretrained("tiny_image")
+generation = model.generate(images=["photo.png"])
 """
 
 import dataclasses
@@ -11,13 +14,14 @@ import importlib.resources
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from videomv_jax.data import photo as photo_files
 from videomv_jax.data.tokenizer import encode, load_tokenizer
 from videomv_jax.model_folder import (
     CONFIG,
@@ -36,10 +40,12 @@ from videomv_jax.types import Images, InputError
 
 MAX_SEED = 2**32 - 1
 
+Photo: TypeAlias = str | os.PathLike[str] | Float[np.ndarray, "h w 3"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What prompts became.
+    """What prompts or photos became.
 
     Attributes:
         views: `[b, f, h, w, 3]` in [0, 1], on the host.
@@ -127,8 +133,10 @@ class VideoMV:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Sequence[str] | None = None,
         *,
+        images: Sequence[Photo] | None = None,
+        elevation: float | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
         steps: int | None = None,
@@ -139,12 +147,17 @@ class VideoMV:
         mode: Mode = "guided",
         progress: Progress | None = None,
     ) -> Generation:
-        """Make views and Gaussians of prompts.
+        """Make views and Gaussians of prompts, or of photos by a model that takes some.
 
         What is not given comes from the model's `config.sampling`.
 
         Args:
-            prompts: one or several; they are denoised as one batch.
+            prompts: one or several; they are denoised as one batch. To photos none,
+                one for all, or one for each, which may be empty.
+            images: photos, each of which is the first view of its orbit: files, which
+                are prepared as `prepare` says, or images as it returns them.
+            elevation: of the photos' cameras in degrees above the equator; None: the
+                one of `config.cameras`.
             negative_prompt: text of the unconditional branch.
             seed: of the first prompt's noise; the next ones take the numbers after
                 it, so a prompt's result does not depend on its batch.
@@ -162,11 +175,12 @@ class VideoMV:
                 "reconstructing".
 
         Raises:
-            InputError: an empty prompt, a number out of its range, an unknown name,
-                or a model without the parts this takes.
+            InputError: an empty prompt, a bad photo, a number out of its range, an
+                unknown name, or a model without the parts this takes.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         self._require("unet", "vae", "text_encoder")
+        prompts, photos = self._inputs(prompts, images, elevation)
+        orbit = self.config.cameras.orbit(elevation=elevation)
         told = progress or (lambda stage, done, total: None)
         sampling = self.config.sampling
         if negative_prompt is None:
@@ -181,6 +195,10 @@ class VideoMV:
         if not 0 <= seed <= MAX_SEED - len(prompts) + 1:
             raise InputError(f"seed: got {seed}, want 0 to {MAX_SEED}")
         seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
+        if self.takes_photos:
+            settings["elevation"] = (
+                self.config.cameras.elevation if elevation is None else elevation
+            )
         settings |= {
             "guidance": scale,
             "guidance_rescale": rescale,
@@ -192,15 +210,20 @@ class VideoMV:
             self._require("reconstructor")
         programs, weights = self._programs, self._programs.weights
         programs.compile(len(prompts), aware, mode, told)
-        context, state = programs.start(
-            weights, np.concatenate([tokens, negative]), seeds
+        condition, state = programs.start(
+            weights,
+            np.concatenate([tokens, negative]),
+            seeds,
+            orbit,
+            photos,
+            mode=mode,
         )
         count = int(table.count)
         told("denoising", 0, count)
         for step in range(1, count + 1):
             state = programs.advance(
                 weights,
-                context,
+                condition,
                 table,
                 state,
                 np.int32(step),
@@ -220,12 +243,34 @@ class VideoMV:
             told("reconstructing", 0, 1)
             some = np.asarray(sampling.views_3d)
             gaussians = jax.block_until_ready(
-                programs.reconstruct(weights, views[:, some], programs.cameras[some])
+                programs.reconstruct(weights, views[:, some], orbit[some])
             )
             told("reconstructing", 1, 1)
-        return Generation(
-            views, programs.cameras, gaussians, int(state.dropped), settings
+        return Generation(views, orbit, gaussians, int(state.dropped), settings)
+
+    def prepare(
+        self, photo: str | os.PathLike[str]
+    ) -> tuple[Float[np.ndarray, "h w 3"], photo_files.Cutter]:
+        """A photo as the model sees it: its object, centred, over the background.
+
+        Args:
+            photo: an image file, see `videomv_jax.data.photo`.
+
+        Returns:
+            The image in [0, 1], and what told the object from its background.
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        found = photo_files.cut_out(photo_files.read(photo))
+        cameras = self.config.cameras
+        image = photo_files.frame(
+            found.image,
+            cameras.size,
+            background=cameras.background,
+            fill=cameras.fill,
         )
+        return image, found.how
 
     def tokenize(
         self, prompts: Sequence[str]
@@ -237,12 +282,13 @@ class VideoMV:
             are cut off; "" when it sees all.
 
         Raises:
-            InputError: no prompt, an empty one, or a model without a tokenizer.
+            InputError: no prompt, an empty one where there is no photo, or a model
+                without a tokenizer.
         """
         if not prompts:
             raise InputError("prompts: got none, want at least one")
         for prompt in prompts:
-            if not prompt.strip():
+            if not prompt.strip() and not self.takes_photos:
                 raise InputError("prompt: it is empty; say what to make")
         suffix = self.config.sampling.prompt_suffix
         return self._encode(
@@ -309,6 +355,48 @@ class VideoMV:
             dropped += int(renders.overflow.sum())
             told("rendering", min(begin + chunk, frames), frames)
         return np.concatenate(parts, 1)[:, :frames].clip(0, 1), dropped
+
+    @property
+    def takes_photos(self) -> bool:
+        """Whether the model makes views of photos."""
+        return self.config.image_encoder is not None
+
+    def _inputs(
+        self,
+        prompts: str | Sequence[str] | None,
+        images: Sequence[Photo] | None,
+        elevation: float | None,
+    ) -> tuple[list[str], Float[np.ndarray, "b h w 3"] | None]:
+        """As many prompts as photos, and the photos."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        if not self.takes_photos:
+            if images is not None or elevation is not None:
+                given = "images" if images is not None else "elevation"
+                raise InputError(f"{given}: {self.config.name!r} takes no photos")
+            return prompts, None
+        self._require("image_encoder")
+        if not images:
+            raise InputError(f"images: {self.config.name!r} makes views of photos only")
+        prompts = prompts or [""]
+        prompts = prompts * len(images) if len(prompts) == 1 else prompts
+        if len(prompts) != len(images):
+            raise InputError(
+                f"prompts: got {len(prompts)} for {len(images)} images; want none, one "
+                "for all, or one for each"
+            )
+        side = self.config.cameras.size
+        ready = []
+        for number, image in enumerate(images):
+            if isinstance(image, str | os.PathLike):
+                image = self.prepare(image)[0]
+            image = np.asarray(image, np.float32)
+            if image.shape != (side, side, 3):
+                raise InputError(
+                    f"images: number {number} is {image.shape}; want a file, or "
+                    f"({side}, {side}, 3) as `prepare` returns it"
+                )
+            ready.append(image)
+        return prompts, np.stack(ready)
 
     def _require(self, *names: str) -> None:
         for name in names:

@@ -1,5 +1,6 @@
 """Whole models by name: sizes of every part, schedule, cameras, sampling."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from videomv_jax.model_folder import CameraConfig, ModelConfig, SamplingConfig
@@ -18,6 +19,15 @@ TINY = ModelConfig(
     vae=vae.PRESETS["tiny"],
     text_encoder=clip.PRESETS["tiny"],
     reconstructor=reconstructor.PRESETS["tiny"],
+)
+
+# One photo, and a text if there is one. The parts that only texts and pictures need are
+# those of "tiny"; objects reach as far into their first views as the synthetic set's.
+TINY_IMAGE = dataclasses.replace(
+    TINY,
+    name="tiny_image",
+    unet=unet.PRESETS["tiny_image"],
+    image_encoder=clip.VISION_PRESETS["tiny"],
 )
 
 # The released text-to-views model; its weights come from conversion.
@@ -44,4 +54,23 @@ T2V = ModelConfig(
     reconstructor=reconstructor.PRESETS["big"],
 )
 
-PRESETS: Mapping[str, ModelConfig] = {"tiny": TINY, "t2v": T2V}
+# The released image-to-views model: any photo, no text. Its inference scripts render on
+# grey 0.7 in 3D-aware steps, `background_3d`, although it was trained on white.
+I2V = dataclasses.replace(
+    T2V,
+    name="i2v",
+    provenance="VideoMV image to views, arXiv 2403.12010",
+    schedule="cosine_zero_snr",
+    prediction="v",
+    cameras=CameraConfig(size=256, elevation=5.0, radius=1.7, background=1.0),
+    sampling=dataclasses.replace(T2V.sampling, guidance=6.0, prompt_suffix=""),
+    unet=unet.PRESETS["i2v"],
+    image_encoder=clip.VISION_PRESETS["vit_h_14"],
+)
+
+PRESETS: Mapping[str, ModelConfig] = {
+    "tiny": TINY,
+    "tiny_image": TINY_IMAGE,
+    "t2v": T2V,
+    "i2v": I2V,
+}

@@ -2,7 +2,9 @@
 
 import signal
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -29,9 +31,16 @@ class Stages:
         seconds: how long each stage took, in their order.
     """
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, told: Callable[[str], Any] | None = None):
+        """Begin.
+
+        Args:
+            console: to draw on.
+            told: is told of each stage that begins, and nothing is drawn: what runs is
+                part of something that has a bar already.
+        """
         self.seconds: dict[str, float] = {}
-        self._console = console
+        self._console, self._told = console, told
         self._bars = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description:14}"),
@@ -39,7 +48,7 @@ class Stages:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or told is not None,
         )
         self._stage: str | None = None
         self._task: TaskID | None = None
@@ -54,6 +63,8 @@ class Stages:
             self.end()
             self._stage, self._began = stage, time.perf_counter()
             self._task = self._bars.add_task(stage, total=total)
+            if self._told is not None:
+                self._told(stage)
         assert self._task is not None
         self._bars.update(self._task, completed=done, total=total)
 
@@ -85,6 +96,6 @@ class Stages:
         self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + seconds
         task = self._bars.tasks[self._task]
         self._bars.update(self._task, completed=task.total)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and self._told is None:
             self._console.print(f"{self._stage:14} {seconds:6.1f} s")
         self._stage = None

@@ -91,7 +91,12 @@ class VisionConfig:
         return 1 + (self.size // self.patch) ** 2
 
 
-VISION_PRESETS = {"vit_h_14": VisionConfig()}
+VISION_PRESETS = {
+    "vit_h_14": VisionConfig(),
+    "tiny": VisionConfig(
+        size=128, patch=16, width=192, heads=6, layers=4, features=128, dtype="float32"
+    ),
+}
 PRESETS = {
     "vit_h_14": TextConfig(),
     "tiny": TextConfig(

@@ -121,6 +121,9 @@ PRESETS = {
         dtype=jnp.float32,
     ),
 }
+PRESETS["tiny_image"] = dataclasses.replace(
+    PRESETS["tiny"], image=ImageConfig(embedding_dim=128)
+)
 
 
 class Embedding(nnx.Module):

@@ -4,6 +4,8 @@ Each is one `jax.jit`, so it compiles once per batch size and mode. `compile` do
 ahead of use and side by side. Weights are arguments of all of them, not constants.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import ModelConfig
+from videomv_jax.models.image_condition import ImagePrompt
 from videomv_jax.sampling import samplers
 from videomv_jax.sampling.loop import Mode, SamplingState, advance, start
 from videomv_jax.sampling.projection import SplatProjection
@@ -28,6 +31,23 @@ from videomv_jax.types import Images, Latents, TextStates, Tokens
 # (stage, done, total), called when a stage starts and each time it gets on.
 Progress = Callable[[str, int, int], None]
 Weights = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """What the UNet is told of a batch at every step, in both branches of guidance.
+
+    Attributes:
+        text: states of the prompts, then of the negative prompt.
+        cameras: of the f views, shared by the batch.
+        image: photos, of a model that takes some: the same latents in both branches,
+            and no vectors in the second.
+    """
+
+    text: TextStates
+    cameras: Cameras
+    image: ImagePrompt | None
 
 
 class Programs:
@@ -53,7 +73,7 @@ class Programs:
             self._graphs[name], self.weights[name] = nnx.split(part)
         self.cameras = config.cameras.orbit()
         self.schedule = schedule.by_name(config.schedule)
-        self.start = jax.jit(self._start)
+        self.start = jax.jit(self._start, static_argnames="mode")
         self.advance = jax.jit(self._advance, static_argnames=("aware", "mode"))
         self.decode = jax.jit(self._decode)
         self.reconstruct = jax.jit(self._reconstruct)
@@ -91,14 +111,20 @@ class Programs:
         """Each program, traced; the longest to compile first."""
         weights, text = self.weights, self._config.text_encoder
         assert text is not None
+        side = self._config.cameras.size
+        photos = None
+        if self._config.image_encoder is not None:
+            photos = jax.ShapeDtypeStruct((batch, side, side, 3), np.float32)
         tokens = jax.ShapeDtypeStruct((2 * batch, text.length), np.int32)
         seeds = jax.ShapeDtypeStruct((batch,), np.uint32)
         number = jax.ShapeDtypeStruct((), np.float32)
-        context, state = jax.eval_shape(self._start, weights, tokens, seeds)
+        inputs = (weights, tokens, seeds, self.cameras, photos)
+        traced = functools.partial(self._start, mode=mode)
+        condition, state = jax.eval_shape(traced, *inputs)
         table = samplers.ddim(self.schedule)
         yield self.advance.lower(
             weights,
-            context,
+            condition,
             table,
             state,
             np.int32(1),
@@ -110,14 +136,14 @@ class Programs:
         )
         if "reconstructor" in weights:
             views = np.asarray(self._config.sampling.views_3d)
-            shape = (batch, len(views), *(self._config.cameras.size,) * 2, 3)
+            shape = (batch, len(views), side, side, 3)
             images = jax.ShapeDtypeStruct(shape, np.float32)
             some = self.cameras[views]
             yield self.reconstruct.lower(weights, images, some)
             gaussians = jax.eval_shape(self._reconstruct, weights, images, some)
             yield self.render.lower(gaussians, self.cameras)
         yield self.decode.lower(weights, state.x)
-        yield self.start.lower(weights, tokens, seeds)
+        yield self.start.lower(*inputs, mode=mode)
 
     # What follows is traced, never run as is.
 
@@ -125,20 +151,40 @@ class Programs:
         return nnx.merge(self._graphs[name], weights[name])
 
     def _start(
-        self, weights: Weights, tokens: Tokens, seeds: UInt32[Array, "b"]
-    ) -> tuple[TextStates, SamplingState]:
-        """The texts' states and each prompt's noise."""
+        self,
+        weights: Weights,
+        tokens: Tokens,
+        seeds: UInt32[Array, "b"],
+        orbit: Cameras,
+        photos: Float[Array, "b h w 3"] | None,
+        *,
+        mode: Mode,
+    ) -> tuple[Condition, SamplingState]:
+        """What the UNet will be told, and each prompt's noise."""
         vae, cameras = self._config.vae, self._config.cameras
         assert vae is not None
         side = cameras.size // vae.downsampling
         shape = (1, cameras.views, side, side, vae.latent_channels)
         noise = jax.vmap(lambda s: process.sample_noise(jax.random.key(s), shape)[0])
-        return self._merge("text_encoder", weights)(tokens), start(noise(seeds))
+        image = None
+        if photos is not None:
+            # The original draws the photo's latent, once for both branches.
+            key = jax.random.fold_in(jax.random.key(seeds[0]), 2)
+            latent = self._merge("vae", weights).encode(
+                photos[:, None], key if mode == "reference" else None
+            )[:, 0]
+            vectors = self._merge("image_encoder", weights)(photos)
+            image = ImagePrompt(
+                jnp.concatenate([latent, latent]),
+                jnp.concatenate([vectors, jnp.zeros_like(vectors)]),
+            )
+        text = self._merge("text_encoder", weights)(tokens)
+        return Condition(text, orbit, image), start(noise(seeds))
 
     def _advance(
         self,
         weights: Weights,
-        context: TextStates,
+        condition: Condition,
         table: samplers.Steps,
         state: SamplingState,
         until: Int[Array, ""],
@@ -151,23 +197,33 @@ class Programs:
     ) -> SamplingState:
         """The denoising loop up to a step."""
         unet = self._merge("unet", weights)
-        camera = unet_condition(self.cameras)
-        camera = jnp.broadcast_to(camera[None], (len(context), *camera.shape))
+        b = len(condition.text)
+        camera = unet_condition(condition.cameras)
+        told: dict[str, Any] = {
+            "context": condition.text,
+            "camera": jnp.broadcast_to(camera[None], (b, *camera.shape)),
+            "image": condition.image,
+        }
+        sampling = self._config.sampling
+        if unet.config.fps_condition:
+            told["fps"] = jnp.full((b,), sampling.fps)
         project = key = None
         if aware:
             project = SplatProjection(
                 self._merge("vae", weights),
                 self._merge("reconstructor", weights),
-                self.cameras,
-                self._config.sampling.views_3d,
-                self._config.cameras.background,
+                condition.cameras,
+                sampling.views_3d,
+                self._config.cameras.background
+                if sampling.background_3d is None
+                else sampling.background_3d,
                 oversampling=2 if mode == "reference" else 1,
                 original=mode == "reference",
             )
             if mode == "reference":
                 key = jax.random.fold_in(jax.random.key(seed), 1)
         return advance(
-            lambda x, t: unet(x, t, context, camera),
+            lambda x, t: unet(x, t, **told),
             self._config.prediction,
             table,
             state,

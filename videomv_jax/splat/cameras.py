@@ -66,46 +66,54 @@ class Cameras:
 def orbit(
     views: int = 24,
     *,
-    elevation: float = 15.0,
+    elevation: float | Float[np.ndarray, "*b"] = 15.0,
     radius: float = 2.0,
     fov: float = 39.6,
     size: int = 256,
-    azimuth: float = 0.0,
+    azimuth: float | Float[np.ndarray, "*b"] = 0.0,
 ) -> Cameras:
     """Cameras on a circle around the z axis, looking at the origin.
 
     Args:
         views: how many, evenly spaced over 360 degrees.
-        elevation: degrees above the equator.
+        elevation: degrees above the equator; of several orbits, an array.
         radius: distance to the origin.
         fov: full field of view in degrees, the same both ways.
         size: height and width in pixels.
-        azimuth: degrees of the first view; 0 stands on +x, growing towards +y.
+        azimuth: degrees of the first view; 0 stands on +x, growing towards +y. An
+            array like `elevation`.
+
+    Returns:
+        `[f]` cameras, or `[b, f]` of b orbits.
 
     Raises:
         InputError: a number is out of range.
     """
+    upright = bool(np.all(np.abs(elevation) <= 90))
+    finite = bool(np.isfinite(azimuth).all())
     for name, value, fits, wanted in (
         ("views", views, views >= 1, "at least 1"),
-        ("elevation", elevation, -90 <= elevation <= 90, "-90 to 90 degrees"),
+        ("elevation", elevation, upright, "-90 to 90 degrees"),
         ("radius", radius, 0 < radius < math.inf, "a positive number"),
         ("fov", fov, 0 < fov < 180, "between 0 and 180 degrees"),
         ("size", size, size >= 1, "at least 1 pixel"),
-        ("azimuth", azimuth, math.isfinite(azimuth), "a finite number of degrees"),
+        ("azimuth", azimuth, finite, "a finite number of degrees"),
     ):
         if not fits:
             raise InputError(f"{name}: got {value}, want {wanted}")
-    a = np.deg2rad(azimuth) + 2 * np.pi * np.arange(views) / views
-    e = np.full(views, math.radians(elevation))
+    turn = 2 * np.pi * np.arange(views) / views
+    a, e = np.broadcast_arrays(
+        np.deg2rad(azimuth)[..., None] + turn, np.deg2rad(elevation)[..., None]
+    )
     back = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1)
-    right = np.stack([-np.sin(a), np.cos(a), np.zeros(views)], -1)
+    right = np.stack([-np.sin(a), np.cos(a), np.zeros_like(a)], -1)
     up = np.cross(back, right)
     rotation = np.stack([right, -up, -back], -2)
-    matrix = np.tile(np.eye(4), (views, 1, 1))
-    matrix[:, :3, :3] = rotation
-    matrix[:, :3, 3] = -np.einsum("fij,fj->fi", rotation, radius * back)
+    matrix = np.tile(np.eye(4), (*a.shape, 1, 1))
+    matrix[..., :3, :3] = rotation
+    matrix[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation, radius * back)
     focal = size / 2 / math.tan(math.radians(fov) / 2)
-    intrinsics = np.tile([focal, focal, size / 2, size / 2], (views, 1))
+    intrinsics = np.tile([focal, focal, size / 2, size / 2], (*a.shape, 1))
     return Cameras(
         jnp.asarray(matrix, jnp.float32),
         jnp.asarray(intrinsics, jnp.float32),

@@ -28,7 +28,8 @@ class TrainConfig:
 
     Attributes:
         stage: which networks train: the VAE; the UNet (with the text encoder where
-            `train_text`); the reconstructor.
+            `train_text`, and the image encoder where `train_image`); the
+            reconstructor.
         model: preset of every network.
         init_from: model folder that gives frozen networks and initial weights.
         out: folder of the run: checkpoints, metrics, samples, exported model.
@@ -62,7 +63,17 @@ class TrainConfig:
         views: views per object and step that the autoencoder sees.
         kl_weight: of the autoencoder's mean KL divergence per latent value.
         train_text: train the text encoder along with the UNet.
-        condition_dropout: share of captions replaced by the unconditional prompt.
+        train_image: train the image encoder along with the UNet of a model for photos.
+        condition_dropout: share of objects that train the unconditional branch: their
+            caption is the unconditional prompt, their photo's vector zero.
+        caption_dropout: share of captions replaced by an empty text, so that a photo
+            alone will do.
+        elevation_jitter: the objects' orbits stand up to this many degrees higher or
+            lower than the model's.
+        turned: share of objects that are turned around the vertical by any angle, as
+            the objects of photos are.
+        rolled_views: start the views anywhere on the orbit, while the photo and the
+            cameras stay, as the original does in its image-to-views training.
         offset_noise: standard deviation of the noise shared by a channel and view.
         supervised_views: rendered views beside the 4 inputs (reconstruction).
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.
@@ -115,7 +126,12 @@ class TrainConfig:
     views: int = 4
     kl_weight: float = 1e-4
     train_text: bool = True
+    train_image: bool = True
     condition_dropout: float = 0.1
+    caption_dropout: float = 0.0
+    elevation_jitter: float = 0.0
+    turned: float = 0.0
+    rolled_views: bool = False
     offset_noise: float = 0.0
     supervised_views: int = 4
     even_inputs: float = 0.5
@@ -189,7 +205,8 @@ def freeze(values: dict) -> TrainConfig:
             f"train: {config.train!r} is for the diffusion stage, from the weights "
             "that `init_from` has"
         )
-    for name in ("condition_dropout", "even_inputs", "corrupted_inputs"):
+    shares = ("condition_dropout", "caption_dropout", "turned", "even_inputs")
+    for name in (*shares, "corrupted_inputs"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name}: {getattr(config, name)}; want 0 to 1")
     if not -90 <= config.elevation_low <= config.elevation_high <= 90:

@@ -21,6 +21,8 @@ TRAIN = ("all", "temporal", "lora")
 
 # The UNet's layers that see several views, and those that tell views apart.
 _TEMPORAL = re.compile(r"^unet\.(.*\.)?(temporal|temporal_in|camera_embedding)\.")
+# Layers that no UNet for single images has.
+_NOT_OF_AN_IMAGE_MODEL = ("unet.time_embedding.", "unet.fps_embedding.", "unet.image.")
 _ATTENTION = re.compile(r"^unet\..*\.attn[12]\.\w+\.kernel$")
 # The low-rank factors of a kernel are called after it.
 _DOWN, _UP = "lora_down", "lora_up"
@@ -107,7 +109,7 @@ def scale_by_part(
         if name.startswith("text_encoder."):
             return rate_text
         spatial = name.startswith("unet.") and not is_temporal(name)
-        spatial = spatial and not name.startswith("unet.time_embedding.")
+        spatial = spatial and not name.startswith(_NOT_OF_AN_IMAGE_MODEL)
         return rate_spatial if spatial else 1.0
 
     def update(updates, state, params=None):

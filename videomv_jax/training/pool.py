@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
+from rich.console import Console
 from rich.progress import track
 
 from videomv_jax.convert import mapping
@@ -27,7 +28,10 @@ from videomv_jax.model_folder import (
     save_model,
 )
 from videomv_jax.models.vae import VAE
+from videomv_jax.splat.cameras import Cameras
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.state import Networks
+from videomv_jax.types import InputError
 
 _CHUNK = 32  # orbits rendered and encoded at once
 _IMAGES = 192  # of them in the encoder at once
@@ -42,16 +46,35 @@ class Pool:
         scenes: their geometry, leaves `[n, ...]`; None in a plan.
         tokens: `[n, l]` captions.
         latents: `[n, f, h, w, 4]` scaled VAE means of their orbits, bfloat16.
+        cameras: `[n, f]`, as the UNet is told them: of a turned object those of one
+            that is not.
+        photos: `[n, h, w, 3]` the first views, 8 bits; None for models without photos.
     """
 
     scenes: synthetic.Scene | None
     tokens: Int[Array, "n l"] | jax.ShapeDtypeStruct
     latents: Float[Array, "n f h w c"] | jax.ShapeDtypeStruct
+    cameras: Cameras
+    photos: UInt8[Array, "n h w 3"] | jax.ShapeDtypeStruct | None = None
 
 
 def descriptions(config: TrainConfig) -> list[synthetic.Description]:
     """The run's objects, decided by its seed."""
     return synthetic.sample_descriptions(config.objects, config.seed, "train")
+
+
+def stand(
+    config: TrainConfig, cameras: CameraConfig
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """How each object of the run stands, decided by the seed and its number.
+
+    Returns:
+        Elevations of their orbits, and the azimuths at which these start.
+    """
+    rng = np.random.default_rng([config.seed, 1])
+    up, turned, angle = rng.random((config.objects, 3)).T
+    elevation = cameras.elevation + config.elevation_jitter * (2 * up - 1)
+    return elevation, np.where(turned < config.turned, 360 * angle, 0.0)
 
 
 def scenes(objects: Sequence[synthetic.Description]) -> synthetic.Scene:
@@ -68,6 +91,10 @@ def encoded(
     tokenizer,
     length: int,
     cameras: CameraConfig,
+    *,
+    elevation: Float[np.ndarray, " n"] | None = None,
+    azimuth: Float[np.ndarray, " n"] | None = None,
+    photos: bool = False,
 ) -> Pool:
     """Objects with captions and latents: renders and encodes every orbit once.
 
@@ -76,33 +103,80 @@ def encoded(
         vae: the trained autoencoder.
         tokenizer, length: of the text encoder.
         cameras: the orbit.
+        elevation, azimuth: of each object's orbit, see `stand`; None: as `cameras`.
+        photos: keep the first views.
     """
     stacked = scenes(objects)
     tokens, _ = encode(tokenizer, [one.text for one in objects], length)
-    orbit = cameras.orbit()
+    n = len(objects)
+    elevation = np.full(n, cameras.elevation) if elevation is None else elevation
+    azimuth = np.zeros(n) if azimuth is None else azimuth
 
     @jax.jit
-    def latents(part: synthetic.Scene) -> Array:
-        images, _ = synthetic.render_orbit(part, orbit, cameras.background)
-        return vae.encode(images, chunk=_IMAGES).astype(jnp.bfloat16)
+    def rendered(part: synthetic.Scene, orbits: Cameras) -> tuple[Array, Array]:
+        images, _ = synthetic.render_orbit(part, orbits, cameras.background)
+        first = jnp.round(images[:, 0] * 255).astype(jnp.uint8)
+        return vae.encode(images, chunk=_IMAGES).astype(jnp.bfloat16), first
 
-    parts = []
-    for start in track(range(0, len(objects), _CHUNK), "rendering and encoding"):
+    latents, first = [], []
+    for start in track(range(0, n, _CHUNK), "rendering and encoding"):
         # The last chunk is filled up with repeats, so that one program serves all.
-        rows = np.minimum(np.arange(start, start + _CHUNK), len(objects) - 1)
-        part = latents(jax.tree.map(lambda x: x[rows], stacked))  # noqa: B023
-        parts.append(part.block_until_ready())  # for the bar to tell the truth
-    return Pool(stacked, jnp.asarray(tokens), jnp.concatenate(parts)[: len(objects)])
+        rows = np.minimum(np.arange(start, start + _CHUNK), n - 1)
+        orbits = cameras.orbit(elevation=elevation[rows], azimuth=azimuth[rows])
+        part = rendered(jax.tree.map(lambda x: x[rows], stacked), orbits)  # noqa: B023
+        latents.append(part[0].block_until_ready())  # for the bar to tell the truth
+        if photos:
+            first.append(part[1])
+    return Pool(
+        stacked,
+        jnp.asarray(tokens),
+        jnp.concatenate(latents)[:n],
+        cameras.orbit(elevation=elevation),
+        jnp.concatenate(first)[:n] if photos else None,
+    )
 
 
-def given(start: LoadedModel, names: Iterable[str]) -> dict[str, Any]:
-    """Weights the starting folder has for some networks, by parameter name."""
-    return {
-        f"{name}.{path}": value
+def given(
+    start: LoadedModel, networks: Networks, names: Iterable[str]
+) -> dict[str, Any]:
+    """Weights the starting folder has for some networks, by parameter name.
+
+    A convolution with more inputs than the folder's starts with zeros for the new
+    ones, so it computes what it did. What the folder lacks starts afresh and is told.
+
+    Args:
+        start: the folder.
+        networks: those that train.
+        names: which of them may start from the folder.
+
+    Raises:
+        InputError: a weight of another shape.
+    """
+    wanted = jax.eval_shape(networks.init, jax.random.key(0))
+    has = {
+        f"{name}.{path}": np.asarray(value, np.float32)
         for name in names
         if getattr(start, name) is not None
         for path, value in mapping.flatten(getattr(start, name)).items()
     }
+    begun = {name.split(".")[0] for name in has}
+    fresh = dict.fromkeys(
+        ".".join(name.split(".")[: 1 + (name.split(".")[0] in begun)])
+        for name in wanted
+        if name not in has
+    )
+    for name, value in has.items():
+        shape = wanted[name].shape
+        if value.shape == shape:
+            continue
+        if value.ndim != 4 or value.shape[:3] != shape[:3] or value.shape > shape:
+            raise InputError(f"init_from: {name} is {value.shape}; want {shape}")
+        more = shape[3] - value.shape[3]
+        has[name] = np.pad(value, ((0, 0), (0, 0), (0, 0), (0, more)))
+        fresh[f"{more} inputs of {name}"] = None
+    if has and fresh and jax.process_index() == 0:
+        Console(highlight=False).print(f"start afresh: {', '.join(fresh)}")
+    return has
 
 
 def export(

@@ -62,18 +62,16 @@ class ReconstructionTask:
         self._schedule = schedule.by_name(model.schedule)
         self._cameras = model.cameras.orbit()
         low, high = config.elevation_low, config.elevation_high
-        elevations = np.linspace(low, high, ELEVATIONS) if low < high else ()
+        elevations = np.linspace(low, high, ELEVATIONS if low < high else 0)
         # [e, f], the model's own orbit first.
-        self._orbits = jax.tree.map(
-            lambda *orbits: jnp.stack(orbits),
-            self._cameras,
-            *(model.cameras.orbit(elevation=degrees) for degrees in elevations),
+        self._orbits = model.cameras.orbit(
+            elevation=np.concatenate([[model.cameras.elevation], elevations])
         )
         sizes = dataclasses.replace(model.reconstructor, dtype=config.compute_dtype)
         self.networks = Networks(
             lambda rngs: {"reconstructor": Reconstructor(sizes, rngs=rngs)}
         )
-        self.initial = pool.given(start, ["reconstructor"])
+        self.initial = pool.given(start, self.networks, ["reconstructor"])
         self._frozen, frozen = Networks.split(
             {n: getattr(start, n) for n in ("vae", "unet", "text_encoder")}
         )

@@ -39,6 +39,10 @@ def make_task(config: TrainConfig) -> Task:
     # Weights that are given decide the sizes, the preset those of the other parts.
     given = {part: getattr(start.config, part) for part in PARTS}
     sizes = {part: size for part, size in given.items() if size is not None}
+    if sizes.get("unet") and model.unet and not sizes["unet"].image:
+        # A UNet of texts learns to take photos: the other weights are the same.
+        more = {n: getattr(model.unet, n) for n in ("image", "fps_condition")}
+        sizes["unet"] = dataclasses.replace(sizes["unet"], **more)
     model = dataclasses.replace(model, **({"vae": None} | sizes))
     if config.stage == "diffusion":
         from videomv_jax.training.diffusion import DiffusionTask
