@@ -12,7 +12,13 @@ import numpy as np
 from videomv_jax import atomic, weights
 from videomv_jax.convert import clip, lpips, mapping, pickles, recognise, vae
 from videomv_jax.exchange.plan import BUILDERS, LPIPS_PART
-from videomv_jax.model_folder import TOKENIZER, ModelConfig, abstract, read_config
+from videomv_jax.model_folder import (
+    TOKENIZER,
+    ModelConfig,
+    abstract,
+    folder_of,
+    read_config,
+)
 from videomv_jax.types import InputError
 from videomv_jax.weights import Tensor
 
@@ -82,8 +88,9 @@ def write(
                 weights.write(path.parent, path.stem, content[""], shard=2**62)
             else:
                 pickles.write(path, content)
-        if (source / TOKENIZER).is_dir():
-            shutil.copytree(source / TOKENIZER, folder / TOKENIZER)
+        tokenizer = folder_of(source, config, TOKENIZER) / TOKENIZER
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, folder / TOKENIZER)
         for name, text in made.texts.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(text, indent=2) + "\n")
@@ -154,7 +161,7 @@ def _diffusers(source: Path, config: ModelConfig) -> Foreign:
             "down_block_types": [("CrossAttn" * x) + "DownBlock3D" for x in has],
             "up_block_types": [("CrossAttn" * x) + "UpBlock3D" for x in has[::-1]],
         }
-        for path in weights.open_stem(source, "unet"):
+        for path in weights.open_stem(folder_of(source, config, "unet"), "unet"):
             if path.startswith(("camera_embedding", "fps_embedding")):
                 made.left_out[f"unet: {path}"] = _CAMERAS
     if (sizes := config.vae) is not None:
@@ -237,7 +244,7 @@ def _tensors(source: Path, part: str, sizes: Any, layout: str) -> dict[str, Tens
     module = abstract(lambda rngs: BUILDERS[part](sizes, rngs=rngs))
     kind = next(k for k in recognise.KINDS if (k.part, k.layout) == (part, layout))
     table = recognise.table(kind, module)
-    ours = weights.open_stem(source, part)
+    ours = weights.open_stem(folder_of(source, read_config(source), part), part)
     shapes = mapping.shapes(module)
     blank = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
     mapping.check({k: np.broadcast_to(0, x.shape) for k, x in ours.items()}, shapes)

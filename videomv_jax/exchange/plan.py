@@ -19,6 +19,7 @@ from videomv_jax.model_folder import (
     TOKENIZER,
     ModelConfig,
     abstract,
+    folder_of,
     read_config,
     stored_as,
 )
@@ -277,7 +278,7 @@ def _ours(
     for number, folder in enumerate(folders):
         config = read_config(folder)
         if not number or config.unet is not None:
-            base = dataclasses.replace(config, **empty)
+            base = dataclasses.replace(config, shared=(), shared_with=None, **empty)
         sized = {name: getattr(config, name) for name in PARTS}
         metric = folder / f"{LPIPS_PART}.safetensors"
         sized[LPIPS_PART] = lpips.read(metric).config if metric.is_file() else None
@@ -286,9 +287,11 @@ def _ours(
                 continue
             if any(part.name == name for part in done):
                 raise InputError(f"{name}: it is in {folder} and in another folder")
-            done.append(_own(name, sizes, folder, config.licence))
-        if (folder / TOKENIZER).is_dir():
-            tokenizers.append(folder / TOKENIZER)
+            home = folder_of(folder, config, name)
+            done.append(_own(name, sizes, home, config.licence))
+        home = folder_of(folder, config, TOKENIZER)
+        if (home / TOKENIZER).is_dir():
+            tokenizers.append(home / TOKENIZER)
     if len(tokenizers) > 1:
         raise InputError(f"tokenizer: it is in {tokenizers[0]} and in {tokenizers[1]}")
     return base, done, tokenizers[0] if tokenizers else None
