@@ -156,6 +156,35 @@ def test_parts_must_match_the_config(tmp_path, vae):
         save_model(tmp_path / "model", config, {"vae": vae})
 
 
+def test_parts_in_common_are_kept_once(folder, vae, tmp_path):
+    config = dataclasses.replace(VAE_ONLY, name="second")
+    second, third = tmp_path / "second", tmp_path / "third"
+    save_model(second, config, {"vae": vae}, shared_with="model")
+    assert sorted(path.name for path in second.iterdir()) == [SUMS, CONFIG]
+    loaded = load_model(second)
+    assert loaded.config.shared == ("vae",) and loaded.config.shared_with == "model"
+    for name, value in mapping.flatten(loaded.vae).items():
+        np.testing.assert_array_equal(
+            value, mapping.flatten(load_model(folder).vae)[name]
+        )
+    assert not verify(second)
+
+    # A copy has it all; what differs, if only in its type, is not shared.
+    save_model(third, loaded.config, {"vae": loaded.vae}, dtype="float32")
+    assert load_model(third).config.shared_with is None
+    save_model(second, config, {"vae": vae}, dtype="float32", shared_with="model")
+    assert (second / "vae.safetensors").is_file()
+    assert not read_config(second).shared
+
+    text = dataclasses.replace(config, shared=("vae",), shared_with="gone").to_json()
+    (second / CONFIG).write_text(text)
+    with pytest.raises(InputError, match="gone/vae.safetensors is missing"):
+        load_model(second)
+    for change in ({"shared_with": "a/b"}, {"shared_with": ".."}, {"shared": ("vea",)}):
+        with pytest.raises(InputError, match="shared"):
+            dataclasses.replace(loaded.config, **change)
+
+
 def change_weights(folder, change):
     path = folder / "vae.safetensors"
     weights = safetensors.numpy.load_file(path)

@@ -4,7 +4,8 @@ Weight names are dotted parameter paths; float16 on disk is float32 in memory. P
 may be missing (a folder with only a VAE is what the first training stage exports):
 they load as None, and who needs them says so. Large parts are several files with an
 index. The sums are those of all other files: `videomv info --verify` and
-`sha256sum -c` compare them.
+`sha256sum -c` compare them. Two models that have parts in common may keep them once: a
+folder names those it shares and the folder beside it that has them.
 """
 
 import dataclasses
@@ -136,6 +137,8 @@ class ModelConfig:
         cameras, sampling: the orbit it was trained on and how to sample.
         unet, vae, text_encoder, image_encoder, reconstructor: sizes of the parts it
             has. A model that takes photos has an image encoder.
+        shared: parts, and "tokenizer", that are not in this folder but in
+        shared_with: the name of the folder beside this one.
     """
 
     name: str
@@ -151,6 +154,18 @@ class ModelConfig:
     text_encoder: TextConfig | None = None
     image_encoder: VisionConfig | None = None
     reconstructor: ReconstructorConfig | None = None
+    shared: tuple[str, ...] = ()
+    shared_with: str | None = None
+
+    def __post_init__(self):
+        for part in self.shared:
+            if part not in (*PARTS, TOKENIZER):
+                raise InputError.unknown("shared part", part, (*PARTS, TOKENIZER))
+        name = self.shared_with
+        if (name is None) == bool(self.shared) or name in ("", ".", ".."):
+            raise InputError(f"shared_with: {name!r}; want a folder where parts are")
+        if name is not None and Path(name).name != name:
+            raise InputError(f"shared_with: {name!r}; want a folder beside this one")
 
     def to_json(self) -> str:
         """The text of config.json."""
@@ -200,6 +215,7 @@ def save_model(
     tokenizer_dir: str | os.PathLike[str] | None = None,
     *,
     dtype: str = "float16",
+    shared_with: str | None = None,
 ) -> None:
     """Write a model folder; it appears whole or not at all.
 
@@ -209,6 +225,8 @@ def save_model(
         modules: networks by part name (see `PARTS`).
         tokenizer_dir: a tokenizer's folder to copy.
         dtype: storage type of the weights, "float16", "bfloat16" or "float32".
+        shared_with: name of a model folder beside this one; parts that are the same
+            there are not written again.
 
     Raises:
         InputError: parts and config disagree, a weight is not finite in dtype, or
@@ -222,15 +240,27 @@ def save_model(
         raise InputError(
             f"config has sizes of {sorted(sized)}, modules are {sorted(modules)}"
         )
+    beside = Path(directory).parent / shared_with if shared_with else None
+    there = _own_parts(beside) if beside else ()
+    shared = []
     with atomic.replacing(directory, CONFIG) as folder:
         for part, module in modules.items():
             stored = {
                 name: stored_as(f"{part}: {name}", value, dtype)
                 for name, value in mapping.flatten(module).items()
             }
-            weights.write(folder, part, weights.of_arrays(stored))
+            if beside and part in there and _same_weights(beside, part, stored):
+                shared.append(part)
+            else:
+                weights.write(folder, part, weights.of_arrays(stored))
         if tokenizer_dir is not None:
-            shutil.copytree(tokenizer_dir, folder / TOKENIZER)
+            if beside and _same_files(Path(tokenizer_dir), beside / TOKENIZER):
+                shared.append(TOKENIZER)
+            else:
+                shutil.copytree(tokenizer_dir, folder / TOKENIZER)
+        config = dataclasses.replace(
+            config, shared=tuple(shared), shared_with=shared_with if shared else None
+        )
         (folder / CONFIG).write_text(config.to_json())
         weights.write_sums(folder)
 
@@ -270,6 +300,42 @@ def read_config(directory: str | os.PathLike[str]) -> ModelConfig:
     return ModelConfig.from_json(text, str(path))
 
 
+def folder_of(
+    directory: str | os.PathLike[str], config: ModelConfig, part: str
+) -> Path:
+    """Where the files of a part, or of the tokenizer, are.
+
+    Args:
+        directory: a model folder.
+        config: its config.json.
+        part: a name in `PARTS`, or "tokenizer".
+    """
+    if part in config.shared and config.shared_with is not None:
+        return Path(directory).parent / config.shared_with
+    return Path(directory)
+
+
+def _own_parts(directory: Path) -> set[str]:
+    config = read_config(directory)
+    sized = {part for part in PARTS if getattr(config, part) is not None}
+    return sized - set(config.shared)
+
+
+def _same_weights(directory: Path, part: str, stored: Mapping[str, np.ndarray]) -> bool:
+    tensors = weights.open_stem(directory, part)
+    return tensors.keys() == stored.keys() and all(
+        tensors[name].dtype == x.dtype and np.array_equal(tensors[name].read(), x)
+        for name, x in stored.items()
+    )
+
+
+def _same_files(a: Path, b: Path) -> bool:
+    one, other = (
+        {path.name: path.read_bytes() for path in folder.glob("*")} for folder in (a, b)
+    )
+    return one == other
+
+
 def count_weights(directory: str | os.PathLike[str], part: str) -> tuple[int, set[str]]:
     """Number and storage types of a part's weights, from its file's header alone.
 
@@ -300,9 +366,11 @@ def load_model(
         if sizes is not None and dtype is not None:
             sizes = dataclasses.replace(sizes, dtype=dtype)
         loaded[part] = (
-            None if sizes is None else _load_part(kind, sizes, directory, part)
+            None
+            if sizes is None
+            else _load_part(kind, sizes, folder_of(directory, config, part), part)
         )
-    tokenizer = directory / TOKENIZER
+    tokenizer = folder_of(directory, config, TOKENIZER) / TOKENIZER
     return LoadedModel(
         config, **loaded, tokenizer_dir=tokenizer if tokenizer.is_dir() else None
     )

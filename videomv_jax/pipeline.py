@@ -126,10 +126,21 @@ class VideoMV:
         return cls(load_model(find_model(name), dtype=dtype))
 
     def save_pretrained(
-        self, directory: str | os.PathLike[str], *, dtype: str = "float16"
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        dtype: str = "float16",
+        shared_with: str | None = None,
     ) -> None:
         """Write a model folder, whole or not at all; see `model_folder.save_model`."""
-        save_model(directory, self.config, self._parts, self.tokenizer_dir, dtype=dtype)
+        save_model(
+            directory,
+            self.config,
+            self._parts,
+            self.tokenizer_dir,
+            dtype=dtype,
+            shared_with=shared_with,
+        )
 
     def generate(
         self,

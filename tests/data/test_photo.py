@@ -202,6 +202,19 @@ def test_the_command_writes_what_the_network_sees(tmp_path, no_rembg):
         assert np.abs(np.array(image.getpixel((32, 32))) - RED).max() < 30
 
 
+def test_the_command_frames_as_a_model_wants(tmp_path, small_image_folder):
+    path, out = saved(tmp_path, blob()), tmp_path / "out.png"
+    command = ["prepare", str(path), "--out", str(out)]
+    command += ["--model", str(small_image_folder)]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    with Image.open(out) as image:
+        assert image.size == (32, 32)
+        assert image.getpixel((0, 0)) == (128, 128, 128)
+    assert CliRunner().invoke(app, [*command, "--size", "16"]).exit_code == 0
+    with Image.open(out) as image:
+        assert image.size == (16, 16)
+
+
 def test_the_command_names_bad_input(tmp_path):
     path = tmp_path / "photo.png"
     path.write_bytes(b"")

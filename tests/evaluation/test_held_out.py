@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from videomv_jax.evaluation import held_out
+from videomv_jax.model_folder import read_config
 from videomv_jax.types import InputError
 
 
@@ -66,8 +67,31 @@ def test_who_takes_captions_for_each_other_does_not(data, small_model):
 
 def test_a_model_is_judged_with_its_gaussians(data, small_model):
     rows = dict(held_out.table(small_model, data, batch=4))
-    assert set(rows["3D-aware"]) == {"psnr", "ssim", "gaussians_psnr"}
+    wanted = {"psnr", "ssim", "gaussians_psnr", "gaussians_ssim"}
+    assert set(rows["3D-aware"]) == wanted
     assert all(np.isfinite(list(row.values())).all() for row in rows.values())
+
+
+def test_a_model_for_photos_gets_first_views(data, small_image_folder):
+    class OfPhotos(Oracle):
+        """Knows each object by its first view, and spoils that view alone."""
+
+        def generate(self, prompts, *, images, **options):
+            self.asked.append(prompts)
+            index = [
+                next(i for i, v in enumerate(data.views) if (v[0] == image).all())
+                for image in images
+            ]
+            views = data.views[index].copy()
+            views[:, 0] = 0
+            return types.SimpleNamespace(views=views, gaussians=None)
+
+    oracle = OfPhotos(read_config(small_image_folder), data)
+    rows = dict(held_out.table(oracle, data, batch=2))
+    assert all(row["psnr"] == pytest.approx(100) for row in rows.values())
+    assert oracle.asked == [None] * 4
+    dict(held_out.table(oracle, data, batch=4, captions=True))
+    assert oracle.asked[4:] == [data.captions] * 2
 
 
 def test_a_model_without_reconstructor_has_one_row(data, small_model):

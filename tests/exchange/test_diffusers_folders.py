@@ -13,6 +13,7 @@ import pytest
 
 from videomv_jax import weights
 from videomv_jax.model_folder import load_model, read_config
+from videomv_jax.models.clip import _MEAN, _STD
 
 pytestmark = [
     pytest.mark.parity,
@@ -174,10 +175,82 @@ def test_there_and_back(pipeline, converted, convert, tmp_path):
             np.testing.assert_array_equal(x.read(), two[name].read(), err_msg=name)
 
 
+def test_photos_there_and_back(convert, error, tmp_path):
+    """A folder as i2vgen-xl is laid out; with features that count twice, too."""
+    import diffusers
+    import torch
+    import transformers
+
+    sizes = dict(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    )
+    torch.manual_seed(0)
+    unet = randomized(diffusers.I2VGenXLUNet(**sizes))
+    tower = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            image_size=8,
+            patch_size=4,
+            projection_dim=32,
+            hidden_act="gelu",
+        )
+    )
+    modules = {"unet": unet, "image_encoder": randomized(tower)}
+    source = tmp_path / "i2vgen-xl"
+    for name, module in modules.items():
+        module.save_pretrained(source / name)
+    index = dict.fromkeys(modules, ["x", "y"])
+    (source / "model_index.json").write_text(json.dumps(index))
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    result = convert(source, "--to", ours)
+    assert "the photo's local features count once" in result.stdout
+    config = read_config(ours)
+    assert config.image_encoder.heads == 4 and config.image_encoder.size == 8
+    result = convert(ours, "--as", "diffusers", "--to", back)
+    assert "no cameras" in result.stdout and "fps_embedding" not in result.stdout
+    for name, kind in (
+        ("unet", diffusers.I2VGenXLUNet),
+        ("image_encoder", transformers.CLIPVisionModelWithProjection),
+    ):
+        read, told = kind.from_pretrained(back / name, output_loading_info=True)
+        assert not told["missing_keys"] and not told["unexpected_keys"], name
+        wanted, seen = modules[name].state_dict(), read.state_dict()
+        assert all(torch.equal(seen[k], x) for k, x in wanted.items()), name
+
+    rng = np.random.default_rng(0)
+    pixels = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    with torch.no_grad():
+        theirs = tower(torch.from_numpy(pixels)).image_embeds
+    shift, spread = np.reshape(_MEAN, (3, 1, 1)), np.reshape(_STD, (3, 1, 1))
+    images = (pixels * spread + shift).transpose(0, 2, 3, 1).astype(np.float32)
+    model = load_model(ours, dtype="float32")
+    assert error(jax.jit(model.image_encoder)(images), theirs) < 1e-4
+
+    # Features that count twice become weights twice as large.
+    data = json.loads((ours / "config.json").read_text())
+    data["unet"]["image"]["local_gain"] = 2.0
+    (ours / "config.json").write_text(json.dumps(data))
+    convert(ours, "--as", "diffusers", "--to", back)
+    seen = diffusers.I2VGenXLUNet.from_pretrained(back / "unet").conv_in.weight
+    wanted = unet.conv_in.weight
+    assert torch.equal(seen[:, :4], wanted[:, :4])
+    assert torch.equal(seen[:, 4:], 2 * wanted[:, 4:])
+
+
 @pytest.mark.parametrize(
     ("part", "name", "count"),
     [
         ("unet", "diffusers_unet3d_text_to_video_ms", 1480),
+        ("unet", "diffusers_i2vgenxl_unet", 1511),
         ("vae", "diffusers_vae", 248),
         ("text_encoder", "diffusers_text_encoder", 372),
     ],

@@ -19,7 +19,7 @@ from videomv_jax.models.unet import UNet, UNetConfig
 from videomv_jax.models.vae import VAE, VAEConfig
 from videomv_jax.sampling import samplers
 from videomv_jax.sampling.loop import start
-from videomv_jax.sampling.programs import Programs
+from videomv_jax.sampling.programs import Condition, Programs
 
 pytestmark = [
     pytest.mark.parity,
@@ -346,6 +346,7 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
     noise = sample_noise(jax.random.key(SEED), shape)
     rng = np.random.default_rng(1)
     context = rng.standard_normal((2, 5, TEXT), dtype=np.float32)
+    told = Condition(jax.numpy.asarray(context), programs.cameras, None)
     key = jax.random.fold_in(jax.random.key(SEED), 1)
     drawn = {
         step: np.array(
@@ -367,7 +368,7 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
     # Compiling is what takes time here, so LLVM's part is left out.
     run = programs.advance.lower(
         programs.weights,
-        context,
+        told,
         table,
         state,
         np.int32(1),
@@ -376,9 +377,7 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
         mode="reference",
     ).compile(compiler_options={"xla_backend_optimization_level": 0})
     for step in range(50):
-        state = run(
-            programs.weights, context, table, state, np.int32(step + 1), *numbers
-        )
+        state = run(programs.weights, told, table, state, np.int32(step + 1), *numbers)
         for ours, wanted in ((state.x[0], xs[step]), (state.x0[0], x0s[step])):
             error = np.abs(ours - wanted).max() / np.abs(wanted).max()
             assert error < 1e-4, (step, error)

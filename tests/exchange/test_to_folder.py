@@ -9,10 +9,18 @@ import safetensors.numpy
 from flax import nnx
 
 from videomv_jax import weights
-from videomv_jax.convert import clip, lpips, mapping, reconstructor, unet, vae
+from videomv_jax.convert import (
+    clip,
+    lpips,
+    mapping,
+    reconstructor,
+    unet,
+    vae,
+    vision,
+)
 from videomv_jax.exchange.plan import plan
 from videomv_jax.model_folder import read_config
-from videomv_jax.models.clip import TextEncoder
+from videomv_jax.models.clip import TextEncoder, VisionEncoder
 from videomv_jax.models.lpips import LPIPS, LPIPSConfig
 from videomv_jax.models.reconstructor import Reconstructor
 from videomv_jax.models.unet import UNet
@@ -185,22 +193,74 @@ def test_one_part_from_two_places(small_vae, settings, tmp_path):
         plan(paths, name="x")
 
 
-def test_networks_that_are_not_there_yet(narrow, settings, tmp_path):
-    tensors = narrow("lgm_big", "lgm_big.") | narrow("videomv_i2v_unet")
+def test_the_released_image_model(released, narrow, settings, convert, tmp_path):
+    """Both towers of CLIP are used, and the settings are those of the photo model."""
+    tensors = narrow("videomv_i2v_unet") | narrow("lgm_big", "lgm_big.")
     path = save(tmp_path / "i2v.safetensors", tensors)
-    own = [s for s in settings if s.startswith("reconstructor")]
+    out = tmp_path / "model"
+    own = [s for s in settings if not s.startswith("vae")]
+    own = [*own, "image_encoder.heads=2"]
+    chosen = [word for s in own for word in ("--set", s)]
+    result = convert(path, released["clip"], "--to", out, *chosen)
+    for words in (
+        f"{len(narrow('videomv_i2v_unet'))} tensors used",
+        "image-to-views UNet of VideoMV in",
+        "image_encoder: OpenCLIP's image tower in",
+        "the photo's local features count twice",
+    ):
+        assert words in result.stdout, words
+    assert "dropped, the image tower" not in result.stdout
+    config = read_config(out)
+    image = config.unet.image
+    assert (image.local_gain, image.tokens, image.embedding_dim) == (2.0, 4, 128)
+    assert config.unet.in_channels == 4 and config.unet.fps_condition
+    assert (config.schedule, config.prediction) == ("cosine_zero_snr", "v")
+    assert (config.sampling.guidance, config.sampling.fps) == (6.0, 8.0)
+    cameras = config.cameras
+    assert (cameras.elevation, cameras.radius, cameras.background) == (5.0, 1.7, 1.0)
+    vision_sizes = config.image_encoder
+    assert (vision_sizes.size, vision_sizes.patch, vision_sizes.layers) == (224, 14, 32)
+
+    def make(kind, sizes):
+        return nnx.eval_shape(lambda: kind(sizes, rngs=nnx.Rngs(0)))
+
+    theirs = narrow("videomv_i2v_unet")
+    assert_same(stored(out, "unet"), unet.load(make(UNet, config.unet), theirs))
+    ours = vision.load(make(VisionEncoder, vision_sizes), narrow("open_clip_vit_h_14"))
+    assert_same(stored(out, "image_encoder"), ours)
+
+
+def test_i2vgen_xl_has_no_cameras(narrow, settings, tmp_path):
+    plain = {
+        k: x
+        for k, x in narrow("videomv_i2v_unet").items()
+        if not k.startswith("camera")
+    }
+    own = [s for s in settings if s.startswith("unet")]
+    path = save(tmp_path / "i2v.safetensors", plain)
     made = plan([path], name="x", settings=own)
-    assert made.faults() == [
-        f"not supported yet: image-to-views UNet of VideoMV or I2VGen-XL in {path}"
-    ]
-    made = plan([path], name="x", settings=own, parts=["reconstructor"])
-    assert made.faults() == [] and made.config.reconstructor is not None
-    tensors = narrow("diffusers_i2vgenxl_unet")
-    made = plan([save(tmp_path / "xl.safetensors", tensors)], name="x")
-    assert len(made.faults()) == 1 and "I2VGen-XL (diffusers)" in made.faults()[0]
-    tower = {"vision_model.encoder.layers.0.layer_norm1.bias": np.zeros(4, np.float32)}
-    made = plan([save(tmp_path / "v.safetensors", tower)], name="x")
-    assert "CLIP's image tower" in made.faults()[0]
+    assert made.faults() == [] and len(made.parts[0].filled) == 4
+    assert made.config.prediction == "v"
+    assert "no image encoder" in " ".join(made.notes)
+    path = save(tmp_path / "xl.safetensors", narrow("diffusers_i2vgenxl_unet"))
+    made = plan([path], name="x", settings=own)
+    assert made.faults() == [] and len(made.parts[0].filled) == 4
+    assert made.config.unet.image.local_gain == 1.0
+    assert made.config.unet.in_channels == 4
+
+
+def test_an_image_tower_alone_is_kept(narrow, released, tmp_path):
+    own = ["image_encoder.heads=2", "text_encoder.heads=2"]
+    tower = {
+        k: x for k, x in narrow("open_clip_vit_h_14").items() if k.startswith("visual")
+    }
+    path = save(tmp_path / "tower.safetensors", tower)
+    made = plan([path], name="x", settings=own[:1])
+    assert [part.name for part in made.parts] == ["image_encoder"]
+    asked = ["text_encoder", "image_encoder"]
+    made = plan([released["clip"]], name="x", settings=own, parts=asked)
+    assert [part.name for part in made.parts] == asked
+    assert made.config.text_encoder.skip_last == 1
 
 
 def test_a_unet_without_cameras_gets_new_ones(narrow, settings, convert, tmp_path):

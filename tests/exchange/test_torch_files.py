@@ -106,6 +106,34 @@ def test_there_and_back(narrow, settings, convert, tmp_path):
 
 
 @pytest.mark.parity
+def test_there_and_back_of_the_image_model(narrow, convert, tmp_path):
+    import torch
+
+    tower = {
+        k: x for k, x in narrow("open_clip_vit_h_14").items() if k.startswith("visual")
+    }
+    files = {
+        "videomv_i2v.pth": narrow("videomv_i2v_unet"),
+        "open_clip_image.bin": tower,
+    }
+    files = {
+        name: {k: torch.from_numpy(x).half() for k, x in tensors.items()}
+        for name, tensors in files.items()
+    }
+    for name, content in files.items():
+        torch.save({"state_dict": content, "step": 882000}, tmp_path / name)
+    folder, back = tmp_path / "folder", tmp_path / "back"
+    chosen = ("--set", "unet.head_dim=8", "--set", "image_encoder.heads=2")
+    convert(*(tmp_path / name for name in files), "--to", folder, *chosen)
+    convert(folder, "--as", "torch", "--to", back)
+    for name, wanted in files.items():
+        seen = torch.load(back / name, weights_only=True)
+        seen = seen.get("state_dict", seen)
+        assert seen.keys() == wanted.keys()
+        assert all(torch.equal(seen[key], x) for key, x in wanted.items())
+
+
+@pytest.mark.parity
 def test_lpips_as_its_package_saves_it(convert, tmp_path):
     import torch
 

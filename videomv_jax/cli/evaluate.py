@@ -1,4 +1,4 @@
-"""`videomv evaluate`: the table of a text model on held-out captions."""
+"""`videomv evaluate`: the table of a model on held-out objects."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from rich.table import Table
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Embedded model or folder.")] = "tiny",
-    count: Annotated[int, typer.Option(min=1, help="Held-out captions.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts sampled at once.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of captions and noise.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Held-out objects.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Objects sampled at once.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of objects and noise.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     fit: Annotated[
@@ -22,9 +22,16 @@ def evaluate(
     lpips: Annotated[
         Path | None, typer.Option(help="lpips.safetensors: adds that column.")
     ] = None,
+    captions: Annotated[
+        bool,
+        typer.Option("--captions", help="Tell a model for photos captions as well."),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for the table.")] = None,
 ) -> None:
-    """Compare generated views with the truth of captions never trained on."""
+    """Compare generated views with the truth of objects never trained on.
+
+    A text model gets their captions, a model for photos their first views.
+    """
     import jax
 
     from videomv_jax.convert.lpips import read
@@ -44,6 +51,7 @@ def evaluate(
                 seed=seed,
                 fit={"iterations": fit} if fit else None,
                 lpips=metric,
+                captions=captions,
                 told=status.update,
                 steps=steps,
                 guidance=guidance,
@@ -56,7 +64,8 @@ def evaluate(
     console.print(shown)
     about = {
         "model": loaded.config.name,
-        "captions": count,
+        "objects": count,
+        "captions": captions or not loaded.takes_photos,
         "seed": seed,
         "steps": steps or loaded.config.sampling.steps,
         "guidance": guidance or loaded.config.sampling.guidance,

@@ -47,15 +47,26 @@ def _installation() -> Table:
 
 def _verify(name: str) -> None:
     from videomv_jax import weights
+    from videomv_jax.model_folder import read_config
     from videomv_jax.pipeline import find_model
 
-    if faults := weights.verify(find_model(name)):
-        raise InputError(f"{name}: {'; '.join(faults)}")
+    folder = find_model(name)
+    shared_with = read_config(folder).shared_with
+    folders = [folder] if shared_with is None else [folder, folder.parent / shared_with]
+    for one in folders:
+        if faults := weights.verify(one):
+            raise InputError(f"{one.name}: {'; '.join(faults)}")
 
 
 def _describe(name: str) -> Table:
     from videomv_jax import weights
-    from videomv_jax.model_folder import PARTS, TOKENIZER, count_weights, read_config
+    from videomv_jax.model_folder import (
+        PARTS,
+        TOKENIZER,
+        count_weights,
+        folder_of,
+        read_config,
+    )
     from videomv_jax.pipeline import find_model
 
     folder = find_model(name)
@@ -73,12 +84,18 @@ def _describe(name: str) -> Table:
         if not there:
             table.add_row(part, "none")
             continue
-        count, dtypes = count_weights(folder, part)
-        size = sum(path.stat().st_size for path in weights.files(folder, part))
+        home = folder_of(folder, config, part)
+        count, dtypes = count_weights(home, part)
+        size = sum(path.stat().st_size for path in weights.files(home, part))
+        place = "" if home == folder else f", in {home.name}"
         table.add_row(
-            part, f"{count:,} weights, {', '.join(sorted(dtypes))}, {size / 1e6:.1f} MB"
+            part,
+            f"{count:,} weights, {', '.join(sorted(dtypes))}, {size / 1e6:.1f} MB"
+            f"{place}",
         )
-    table.add_row("tokenizer", "yes" if (folder / TOKENIZER).is_dir() else "none")
+    home = folder_of(folder, config, TOKENIZER)
+    there = "yes" if home == folder else f"yes, in {home.name}"
+    table.add_row("tokenizer", there if (home / TOKENIZER).is_dir() else "none")
     table.add_row(
         "cameras",
         f"{cameras.views} views of {cameras.size} x {cameras.size}, elevation "

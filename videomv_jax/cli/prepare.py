@@ -13,17 +13,28 @@ def prepare(
     out: Annotated[
         Path | None, typer.Option(help="PNG to write; else beside the photo.")
     ] = None,
-    size: Annotated[int, typer.Option(min=8, help="Height and width.")] = 256,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Whose size, background and fill: a name or a folder."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=8, help="Height and width. Default: 256.")
+    ] = None,
     background: Annotated[
-        float, typer.Option(help="Grey behind the object, 0 to 1.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Grey behind the object, 0 to 1. Default: 1."),
+    ] = None,
     fill: Annotated[
-        float, typer.Option(help="Longest side of the object over the image's.")
-    ] = 200 / 256,
+        float | None,
+        typer.Option(
+            help="Longest side of the object over the image's. Default: 0.78125."
+        ),
+    ] = None,
 ) -> None:
     """Cut the object out of PHOTO, centre it and write what comes out."""
     from videomv_jax import media
     from videomv_jax.data import photo as photos
+    from videomv_jax.model_folder import CameraConfig, read_config
     from videomv_jax.types import InputError
 
     notes = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -32,7 +43,17 @@ def prepare(
         found = photos.cut_out(photos.read(photo))
     for warning in caught:
         notes.print(f"warning: {warning.message}")
-    image = photos.frame(found.image, size, background=background, fill=fill)
+    trained = CameraConfig(size=256, background=1.0)
+    if model is not None:
+        from videomv_jax.pipeline import find_model
+
+        trained = read_config(find_model(model)).cameras
+    image = photos.frame(
+        found.image,
+        trained.size if size is None else size,
+        background=trained.background if background is None else background,
+        fill=trained.fill if fill is None else fill,
+    )
     target = out or photo.with_name(f"{photo.stem}.prepared.png")
     try:
         media.write_png(target, image)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Literal
 
 from videomv_jax.convert import mapping
-from videomv_jax.convert.mapping import Entry
+from videomv_jax.convert.mapping import Entry, Shapes
+from videomv_jax.models.image_condition import ImageConfig
 
 PREFIX = "image."
 
@@ -41,6 +42,31 @@ _LAYERS = {
         "token_out": "context_embedding.2",
     },
 }
+
+_FIRST = {"videomv": "local_image_concat.", "diffusers": "image_latents_proj_in."}
+
+
+def sizes(
+    shapes: Shapes, source: Literal["videomv", "diffusers"]
+) -> ImageConfig | None:
+    """How a checkpoint's UNet is told a photo; None if it is not.
+
+    The code that VideoMV's names belong to counts the local features twice, which the
+    released weights rely on; diffusers' counts them once.
+
+    Raises:
+        InputError: only some of the names are there.
+    """
+    if not any(name.startswith(_FIRST[source]) for name in shapes):
+        return None
+    hidden = mapping.shape(shapes, "context_embedding.0.weight")
+    out = mapping.shape(shapes, "context_embedding.2.weight")
+    tokens = mapping.shape(shapes, f"{_LAYERS[source]['local_tokens.2']}.weight")
+    return ImageConfig(
+        embedding_dim=hidden[1],
+        tokens=out[0] // tokens[0],
+        local_gain=2.0 if source == "videomv" else 1.0,
+    )
 
 
 def entries(

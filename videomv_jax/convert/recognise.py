@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from videomv_jax.convert import clip, lpips, mapping, reconstructor, unet, vae
+from videomv_jax.convert import clip, lpips, mapping, reconstructor, unet, vae, vision
 from videomv_jax.convert.mapping import Entry
 from videomv_jax.convert.sources import Source
 from videomv_jax.types import InputError
@@ -21,7 +21,7 @@ class Kind:
     """One network in one naming.
 
     Attributes:
-        part: which part of a model it becomes; None: not supported yet.
+        part: which part of a model it becomes.
         what: said to people.
         layout: the naming, as the tables in this room call it.
         markers: names that must be there, without the prefix.
@@ -30,7 +30,7 @@ class Kind:
         reasons: patterns of names it has no use for, and why.
     """
 
-    part: str | None
+    part: str
     what: str
     layout: str
     markers: tuple[str, ...]
@@ -42,6 +42,8 @@ class Kind:
 _UNET = (
     r"(time_embed|camera_embedding|fps_embedding|(in|out)put_blocks|middle_block|out"
 )
+_PHOTO_UNET = _UNET + r"|local_\w+|context_embedding)\..*"
+_PHOTO_MARKERS = ("input_blocks.0.0.weight", "local_image_concat.0.weight")
 _LOSS = {r"(lpips_)?loss\..*": "the loss of its training"}
 _VAE = r"((en|de)coder|(post_)?quant_conv|loss)\..*"
 _TEXT = r"(embeddings|encoder|final_layer_norm)\..*"
@@ -51,14 +53,21 @@ _VGG = r"(features|classifier|lins?\d*|net|scaling_layer)\..*"
 # The first that fits a prefix counts, so the more particular ones come first.
 KINDS = (
     Kind(
-        None,
-        "image-to-views UNet of VideoMV or I2VGen-XL",
+        "unet",
+        "image-to-views UNet of VideoMV",
         "videomv",
-        ("input_blocks.0.0.weight", "local_image_concat.0.weight"),
-        _UNET + r"|local_\w+|context_embedding)\..*",
+        (*_PHOTO_MARKERS, "camera_embedding.0.weight"),
+        _PHOTO_UNET,
     ),
     Kind(
-        None,
+        "unet",
+        "image-to-video UNet of I2VGen-XL",
+        "videomv",
+        _PHOTO_MARKERS,
+        _PHOTO_UNET,
+    ),
+    Kind(
+        "unet",
         "image-to-video UNet of I2VGen-XL (diffusers)",
         "diffusers",
         ("transformer_in.norm.weight", "image_latents_proj_in.0.weight"),
@@ -126,12 +135,26 @@ KINDS = (
         _VAE,
     ),
     Kind(
+        "image_encoder",
+        "OpenCLIP's image tower",
+        "openclip",
+        ("visual.class_embedding", "visual.transformer.resblocks.0.ln_1.weight"),
+        r"visual\..*",
+    ),
+    Kind(
+        "image_encoder",
+        "CLIP's image tower (transformers)",
+        "transformers",
+        ("vision_model.encoder.layers.0.layer_norm1.bias",),
+        r"(vision_model|visual_projection)\..*",
+        reasons={r"vision_model\.embeddings\.position_ids": "a constant"},
+    ),
+    Kind(
         "text_encoder",
         "OpenCLIP",
         "openclip",
         ("token_embedding.weight", "transformer.resblocks.0.ln_1.weight"),
-        r"(token_embedding|transformer|ln_final|visual)\..*|positional_embedding|"
-        + _CLIP,
+        r"(token_embedding|transformer|ln_final)\..*|positional_embedding|" + _CLIP,
     ),
     *(
         Kind(
@@ -144,20 +167,10 @@ KINDS = (
         )
         for prefix in (clip.PREFIX, "")
     ),
-    Kind(
-        None,
-        "CLIP's image tower",
-        "transformers",
-        ("vision_model.encoder.layers.0.layer_norm1.bias",),
-        r"(vision_model|visual_projection)\..*",
-    ),
     Kind("lpips", "VGG16", "lpips", ("features.0.weight",), _VGG),
     Kind("lpips", "LPIPS", "lpips", ("net.slice1.0.weight",), _VGG),
     Kind("lpips", "heads of LPIPS", "lpips", ("lin0.model.1.weight",), _VGG),
 )
-
-# What a file of the whole CLIP holds beside its text states.
-_WHOLE_CLIP = r"(vision_model|visual_projection)\..*|" + _CLIP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +224,8 @@ def networks(
             continue
         own = {n: own[n] for n in own if re.fullmatch(kind.names, own[n])}
         if kind.part == "text_encoder":
-            beside = {n: p for n, p in rest.items() if re.fullmatch(_WHOLE_CLIP, p)}
+            # What a file of the whole CLIP holds beside its text states.
+            beside = {n: p for n, p in rest.items() if re.fullmatch(_CLIP, p)}
             own |= beside
         rest = {name: plain for name, plain in rest.items() if name not in own}
         found.append(_network(kind, source, own))
@@ -232,7 +246,7 @@ def _network(kind: Kind, source: Source, own: dict[str, str]) -> Network:
         drop = lpips.unused(own.values())
         reasons |= {n: drop[plain] for n, plain in own.items() if plain in drop}
     rename = {"lpips": lpips.canonical, "vae": vae.canonical}
-    canonical = rename.get(kind.part or "", lambda name: name)
+    canonical = rename.get(kind.part, lambda name: name)
     names = {canonical(own[n]): n for n in own if n not in reasons}
     tensors = {plain: source.tensors[name] for plain, name in names.items()}
     return Network(kind, source, tensors, names, reasons)
@@ -260,6 +274,8 @@ def sizes(
         return vae.sizes(shapes, _any(kind.layout), **told)
     if kind.part == "text_encoder":
         return clip.sizes(shapes, _any(kind.layout), **told)
+    if kind.part == "image_encoder":
+        return vision.sizes(shapes, _any(kind.layout), **told)
     if kind.part == "reconstructor":
         within = kind.layout == "videomv"
         return reconstructor.sizes(shapes, within_videomv=within, **told)
@@ -270,6 +286,7 @@ KNOWN = {
     "unet": ("head_dim", "groups"),
     "vae": ("groups", "scale_factor"),
     "text_encoder": ("heads",),
+    "image_encoder": ("heads",),
     "reconstructor": ("heads", "groups"),
 }
 """Sizes of each part that shapes do not tell, for `sizes`."""
@@ -279,7 +296,9 @@ def _told(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
     """What a foreign config says of sizes that shapes do not tell."""
     if kind.part == "unet":
         return {
-            "head_dim": config.get("attention_head_dim"),
+            # diffusers' models for photos call it by either name.
+            "head_dim": config.get("attention_head_dim")
+            or config.get("num_attention_heads"),
             "groups": config.get("norm_num_groups"),
         }
     if kind.part == "vae":
@@ -287,15 +306,16 @@ def _told(kind: Kind, config: Mapping[str, Any]) -> dict[str, Any]:
             "groups": config.get("norm_num_groups"),
             "scale_factor": config.get("scaling_factor"),
         }
-    if kind.part == "text_encoder":
-        text = config.get("text_config") or config
-        act = text.get("hidden_act", "gelu")
+    if kind.part in ("text_encoder", "image_encoder"):
+        tower = {"text_encoder": "text_config", "image_encoder": "vision_config"}
+        own = config.get(tower[kind.part]) or config
+        act = own.get("hidden_act", "gelu")
         if act != "gelu":
             raise InputError(
-                f"text_encoder: config.json says hidden_act {act!r}; only OpenCLIP's "
+                f"{kind.part}: config.json says hidden_act {act!r}; only OpenCLIP's "
                 "exact 'gelu' is computed here"
             )
-        return {"heads": text.get("num_attention_heads")}
+        return {"heads": own.get("num_attention_heads")}
     return {}
 
 
@@ -307,6 +327,8 @@ def table(kind: Kind, module: Any) -> list[Entry]:
         return vae.entries(module, _any(kind.layout))
     if kind.part == "text_encoder":
         return clip.entries(module, _any(kind.layout))
+    if kind.part == "image_encoder":
+        return vision.entries(module, _any(kind.layout))
     if kind.part == "reconstructor":
         return reconstructor.entries(module)
     return lpips.entries(module)

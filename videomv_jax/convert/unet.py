@@ -126,8 +126,10 @@ def sizes(
             f"heads are not {head_dim} wide, set unet.head_dim"
         )
     camera = shapes.get("camera_embedding.0.weight")
+    image = image_condition.sizes(shapes, source)
     return UNetConfig(
-        in_channels=in_channels,
+        # Of a UNet for photos half the channels are features of the photo.
+        in_channels=in_channels // 2 if image else in_channels,
         out_channels=mapping.shape(shapes, f"{out}.weight")[0],
         dim=dim,
         multipliers=tuple(level[0] // dim for level in levels),
@@ -138,6 +140,7 @@ def sizes(
         context_dim=mapping.shape(shapes, text)[1],
         camera_dim=camera[1] if camera else 16,
         fps_condition="fps_embedding.0.weight" in shapes,
+        image=image,
         groups=groups,
     )
 

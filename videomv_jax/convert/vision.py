@@ -1,12 +1,14 @@
 """Checkpoints of CLIP's image encoder: OpenCLIP's names and those of transformers."""
 
+import math
+import re
 from typing import Literal
 
 import numpy as np
 
 from videomv_jax.convert import mapping
-from videomv_jax.convert.mapping import Arrays, Entry, Layout
-from videomv_jax.models.clip import VisionEncoder
+from videomv_jax.convert.mapping import Arrays, Entry, Layout, Shapes
+from videomv_jax.models.clip import VISION_PRESETS, VisionConfig, VisionEncoder
 
 Source = Literal["openclip", "transformers"]
 
@@ -66,6 +68,39 @@ def entries(encoder: VisionEncoder, source: Source = "openclip") -> list[Entry]:
         return Entry(ours, theirs, mapping.same if as_is else mapping.linear)
 
     return [entry(path) for path in mapping.shapes(encoder)]
+
+
+def sizes(shapes: Shapes, source: Source, *, heads: int | None = None) -> VisionConfig:
+    """The config that a checkpoint's names and shapes belong to.
+
+    Args:
+        shapes: of the checkpoint.
+        source: whose names.
+        heads: of the attention, which shapes do not tell; None: those of ViT-H/14
+            where it is as wide, else 64 wide ones.
+
+    Raises:
+        InputError: names that the sizes are read from are missing.
+    """
+
+    def shape(ours: str) -> tuple[int, ...]:
+        return mapping.shape(shapes, mapping.rename(ours, _RULES[source]))
+
+    (width,) = shape("class_token")
+    patch = shape("patches.kernel")[-1]
+    place = mapping.rename("blocks", _RULES[source])
+    numbers = [re.match(rf"{re.escape(place)}\.(\d+)\.", name) for name in shapes]
+    projection = shape("projection.kernel")
+    known = VISION_PRESETS["vit_h_14"]
+    return VisionConfig(
+        size=patch * math.isqrt(shape("position_embedding")[0] - 1),
+        patch=patch,
+        width=width,
+        heads=heads or (known.heads if width == known.width else max(width // 64, 1)),
+        layers=len({match[1] for match in numbers if match}),
+        mlp_ratio=shape("blocks.0.mlp_in.kernel")[0] // width,
+        features=projection[0 if source == "transformers" else 1],
+    )
 
 
 def load(encoder: VisionEncoder, theirs: Arrays, source: Source = "openclip") -> dict:

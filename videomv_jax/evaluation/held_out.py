@@ -1,7 +1,8 @@
-"""The table of a text model on captions it never saw, whose truth is known.
+"""The table of a model on objects it never saw, whose truth is known.
 
 A caption of the synthetic set determines its object, so the views sampled from the
-text have a ground truth: their PSNR says whether the prompt was obeyed.
+text have a ground truth: their PSNR says whether the prompt was obeyed. A model for
+photos gets the first view instead.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ def held_out(model: VideoMV, count: int, seed: int) -> HeldOut:
     if model.config.caption_grammar != "synthetic":
         raise InputError(
             f"model: {model.config.name!r} was not trained on the synthetic set, so "
-            "its prompts have no ground truth"
+            "what it makes has no ground truth"
         )
     objects = synthetic.sample_descriptions(count, seed, "heldout")
     background = model.config.cameras.background
@@ -85,15 +86,17 @@ def table(
     seed: int = 0,
     fit: dict[str, Any] | None = None,
     lpips: LPIPS | None = None,
+    captions: bool = False,
     told: Callable[[str], Any] = lambda text: None,
     **sampling: Any,
 ) -> Iterator[tuple[str, Row]]:
     """Rows "plain" and, of a model with a reconstructor, "3D-aware".
 
-    Where views are fitted a row "truth" follows. Columns, means over captions:
-    `psnr` and `ssim` of the views against the truth, and `lpips` where given;
-    `gaussians_psnr` of renders of the final Gaussians, where there are any, from
-    cameras between the views;
+    Where views are fitted a row "truth" follows. Columns, means over objects:
+    `psnr` and `ssim` of the views against the truth, and `lpips` where given, all
+    without the first view where that is given to the model;
+    `gaussians_psnr` and `gaussians_ssim` of renders of the final Gaussians, where
+    there are any, from cameras between the views;
     `consistency` in dB, see `evaluation.consistency`, of the views alone.
 
     Args:
@@ -104,6 +107,7 @@ def table(
         fit: options of the fit, such as `count` and `iterations`; None leaves the
             consistency out.
         lpips: the perceptual metric.
+        captions: tell a model for photos the captions as well.
         told: called with what goes on.
         sampling: options of `VideoMV.generate`.
 
@@ -128,6 +132,7 @@ def table(
         ]
         return float(np.concatenate(parts).mean())
 
+    photos = model.config.image_encoder is not None
     between = cameras_between(model)
     ways: dict[str, Any] = {"plain": {"steps_3d": ()}}
     if model.config.reconstructor is not None:
@@ -135,22 +140,25 @@ def table(
     for name, way in ways.items():
         views, turned = [], []
         for i in range(0, len(data.captions), batch):
-            told(f"{name}: prompts {i + 1} to {i + batch}")
-            options = sampling | way
-            made = model.generate(
-                data.captions[i : i + batch], seed=seed + i, **options
-            )
+            told(f"{name}: objects {i + 1} to {i + batch}")
+            options, some = sampling | way, slice(i, i + batch)
+            if photos:
+                options["images"] = list(data.views[some, 0])
+            prompts = None if photos and not captions else data.captions[some]
+            made = model.generate(prompts, seed=seed + i, **options)
             views.append(made.views.clip(0, 1))
             if made.gaussians is not None:
                 renders = render(made.gaussians, between, background=background)
                 turned.append(np.asarray(renders.rgb).clip(0, 1))
         views = np.concatenate(views)
-        row = {"psnr": _mean(psnr, views, data.views)}
-        row["ssim"] = _mean(ssim, views, data.views)
+        new, truth = (x[:, 1:] if photos else x for x in (views, data.views))
+        row = {"psnr": _mean(psnr, new, truth), "ssim": _mean(ssim, new, truth)}
         if lpips is not None:
-            row["lpips"] = mean_lpips(lpips, views, data.views)
+            row["lpips"] = mean_lpips(lpips, new, truth)
         if turned:
-            row["gaussians_psnr"] = _mean(psnr, np.concatenate(turned), data.between)
+            renders = np.concatenate(turned)
+            row["gaussians_psnr"] = _mean(psnr, renders, data.between)
+            row["gaussians_ssim"] = _mean(ssim, renders, data.between)
         if fit is not None:
             told(f"{name}: fitting Gaussians to the even views")
             row["consistency"] = consistency(views, fit)

@@ -12,7 +12,14 @@ import numpy as np
 from videomv_jax import atomic, weights
 from videomv_jax.convert import clip, lpips, mapping, pickles, recognise, vae
 from videomv_jax.exchange.plan import BUILDERS, LPIPS_PART
-from videomv_jax.model_folder import TOKENIZER, ModelConfig, abstract, read_config
+from videomv_jax.model_folder import (
+    TOKENIZER,
+    ModelConfig,
+    abstract,
+    folder_of,
+    read_config,
+)
+from videomv_jax.models.unet import UNetConfig
 from videomv_jax.types import InputError
 from videomv_jax.weights import Tensor
 
@@ -23,6 +30,10 @@ EXPORT = "export.json"
 
 _CAMERAS = "diffusers' UNet has no cameras and no frame rate"
 _NO_PLACE = "diffusers has no place for it"
+_UNETS = {False: "UNet3DConditionModel", True: "I2VGenXLUNet"}
+_NEITHER = ("camera_embedding", "fps_embedding")
+# How often VideoMV's code counts the local features of a photo.
+_VIDEOMV_GAIN = 2.0
 # The heads after the first convolution, which diffusers has no setting for.
 _DIFFUSERS_HEADS = 8
 
@@ -50,10 +61,13 @@ def write(
 ) -> dict[str, str]:
     """Write the parts of a model folder for other programs, whole or not at all.
 
-    "torch": `videomv_t2v.pth` with the UNet and, where its quaternions are normalised
-    as in VideoMV, the reconstructor (else in `lgm.safetensors`),
-    `VQGAN_autoencoder.pth`, `open_clip_text.bin`, `lpips.pth`. "diffusers": the
-    folders of a TextToVideoSDPipeline. Weights keep their types, bit for bit.
+    "torch": `videomv_t2v.pth`, or `videomv_i2v.pth` if it takes photos, with the UNet
+    and, where its quaternions are normalised as in VideoMV, the reconstructor (else in
+    `lgm.safetensors`), `VQGAN_autoencoder.pth`, `open_clip_text.bin`,
+    `open_clip_image.bin`, `lpips.pth`. "diffusers": the folders of a
+    TextToVideoSDPipeline or an I2VGenXLPipeline. Weights keep their types, bit for bit;
+    but where the photo's local features count more than once, as diffusers has them
+    not, the weights that read them are multiplied instead.
 
     Args:
         source: the model folder.
@@ -82,8 +96,9 @@ def write(
                 weights.write(path.parent, path.stem, content[""], shard=2**62)
             else:
                 pickles.write(path, content)
-        if (source / TOKENIZER).is_dir():
-            shutil.copytree(source / TOKENIZER, folder / TOKENIZER)
+        tokenizer = folder_of(source, config, TOKENIZER) / TOKENIZER
+        if tokenizer.is_dir():
+            shutil.copytree(tokenizer, folder / TOKENIZER)
         for name, text in made.texts.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(text, indent=2) + "\n")
@@ -95,14 +110,21 @@ def write(
 
 def _torch(source: Path, config: ModelConfig) -> Foreign:
     made = Foreign({}, {}, {})
+    videomv = "videomv_t2v.pth"
     if config.unet is not None:
         tensors = _tensors(source, "unet", config.unet, "videomv")
-        made.files["videomv_t2v.pth"] = {"state_dict": tensors}
+        if config.unet.image is not None:
+            videomv = "videomv_i2v.pth"
+            if config.unet.image.local_gain != _VIDEOMV_GAIN:
+                _multiply(
+                    tensors, "input_blocks.0.0.weight", config.unet, _VIDEOMV_GAIN
+                )
+        made.files[videomv] = {"state_dict": tensors}
     if config.reconstructor is not None:
         tensors = _tensors(source, "reconstructor", config.reconstructor, "lgm")
         norm = config.reconstructor.quaternion_norm
         if config.unet is not None and norm == "components":
-            place = made.files["videomv_t2v.pth"]["state_dict"]
+            place = made.files[videomv]["state_dict"]
             place |= {f"lgm_big.{name}": x for name, x in tensors.items()}
         else:
             made.files["lgm.safetensors"] = {"": tensors}
@@ -113,6 +135,9 @@ def _torch(source: Path, config: ModelConfig) -> Foreign:
     if config.text_encoder is not None:
         tensors = _tensors(source, "text_encoder", config.text_encoder, "openclip")
         made.files["open_clip_text.bin"] = {"": tensors}
+    if config.image_encoder is not None:
+        tensors = _tensors(source, "image_encoder", config.image_encoder, "openclip")
+        made.files["open_clip_image.bin"] = {"": tensors}
     if (source / f"{LPIPS_PART}.safetensors").is_file():
         made.files["lpips.pth"] = {"": _lpips(source)}
     return made
@@ -138,12 +163,18 @@ def _diffusers(source: Path, config: ModelConfig) -> Foreign:
                 f"unet: num_heads is {sizes.num_heads}; diffusers' UNet has "
                 f"{_DIFFUSERS_HEADS} after its first convolution"
             )
-        tensors = _tensors(source, "unet", sizes, "diffusers")
-        own = {k: x for k, x in tensors.items() if not k.startswith("fps_embedding")}
+        own = _tensors(source, "unet", sizes, "diffusers")
+        photos = sizes.image is not None
+        lacks = ("camera_embedding",) if photos else _NEITHER
+        if sizes.image is not None:
+            _check_photo_unet(sizes)
+            if sizes.image.local_gain != 1:
+                _multiply(own, "conv_in.weight", sizes, 1.0)
+        own = {k: x for k, x in own.items() if not k.startswith(lacks)}
         made.files[f"unet/{stem}"] = {"": own}
         has = [i < sizes.attention_levels for i in range(len(sizes.widths))]
         made.texts["unet/config.json"] = {
-            "_class_name": "UNet3DConditionModel",
+            "_class_name": _UNETS[photos],
             "in_channels": sizes.in_channels,
             "out_channels": sizes.out_channels,
             "block_out_channels": sizes.widths,
@@ -154,8 +185,8 @@ def _diffusers(source: Path, config: ModelConfig) -> Foreign:
             "down_block_types": [("CrossAttn" * x) + "DownBlock3D" for x in has],
             "up_block_types": [("CrossAttn" * x) + "UpBlock3D" for x in has[::-1]],
         }
-        for path in weights.open_stem(source, "unet"):
-            if path.startswith(("camera_embedding", "fps_embedding")):
+        for path in weights.open_stem(folder_of(source, config, "unet"), "unet"):
+            if path.startswith(lacks):
                 made.left_out[f"unet: {path}"] = _CAMERAS
     if (sizes := config.vae) is not None:
         made.files[f"vae/{stem}"] = {"": _tensors(source, "vae", sizes, "diffusers")}
@@ -186,25 +217,79 @@ def _diffusers(source: Path, config: ModelConfig) -> Foreign:
             "num_hidden_layers": sizes.layers - sizes.skip_last,
             "hidden_act": "gelu",
         }
+    if (sizes := config.image_encoder) is not None:
+        tensors = _tensors(source, "image_encoder", sizes, "transformers")
+        made.files["image_encoder/model.safetensors"] = {"": tensors}
+        made.texts["image_encoder/config.json"] = {
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "model_type": "clip_vision_model",
+            "image_size": sizes.size,
+            "patch_size": sizes.patch,
+            "hidden_size": sizes.width,
+            "intermediate_size": sizes.mlp_ratio * sizes.width,
+            "num_attention_heads": sizes.heads,
+            "num_hidden_layers": sizes.layers,
+            "projection_dim": sizes.features,
+            "hidden_act": "gelu",
+        }
+        # transformers' defaults are the colours that CLIP was trained on.
+        made.texts["feature_extractor/preprocessor_config.json"] = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": sizes.size},
+            "crop_size": {"height": sizes.size, "width": sizes.size},
+        }
     made.texts["scheduler/scheduler_config.json"] = _scheduler(config)
+    photos = config.unet is not None and config.unet.image is not None
+    components = [
+        ("scheduler", "diffusers", "DDIMScheduler"),
+        ("unet", "diffusers", _UNETS[photos]),
+        ("vae", "diffusers", "AutoencoderKL"),
+        ("text_encoder", "transformers", "CLIPTextModel"),
+        ("tokenizer", "transformers", "CLIPTokenizer"),
+    ]
+    if photos:
+        components += [
+            ("image_encoder", "transformers", "CLIPVisionModelWithProjection"),
+            ("feature_extractor", "transformers", "CLIPImageProcessor"),
+        ]
     made.texts["model_index.json"] = {
-        "_class_name": "TextToVideoSDPipeline",
-        **{
-            name: (library, kind)
-            for name, library, kind in (
-                ("scheduler", "diffusers", "DDIMScheduler"),
-                ("unet", "diffusers", "UNet3DConditionModel"),
-                ("vae", "diffusers", "AutoencoderKL"),
-                ("text_encoder", "transformers", "CLIPTextModel"),
-                ("tokenizer", "transformers", "CLIPTokenizer"),
-            )
-        },
+        "_class_name": "I2VGenXLPipeline" if photos else "TextToVideoSDPipeline",
+        **{name: (library, kind) for name, library, kind in components},
     }
     if config.reconstructor is not None:
         made.left_out["reconstructor"] = _NO_PLACE
     if (source / f"{LPIPS_PART}.safetensors").is_file():
         made.left_out[LPIPS_PART] = _NO_PLACE
     return made
+
+
+def _check_photo_unet(sizes: UNetConfig) -> None:
+    assert sizes.image is not None
+    if (sizes.image.tokens, sizes.fps_condition) != (4, True):
+        raise InputError(
+            f"unet: it has {sizes.image.tokens} tokens of a photo and fps_condition "
+            f"{sizes.fps_condition}; diffusers' I2VGenXLUNet has 4 and True"
+        )
+    if sizes.image.embedding_dim != sizes.context_dim:
+        raise InputError(
+            f"unet: photos' vectors are {sizes.image.embedding_dim} wide; diffusers' "
+            f"I2VGenXLUNet takes them as wide as texts, {sizes.context_dim}"
+        )
+
+
+def _multiply(
+    tensors: dict[str, Tensor], name: str, sizes: UNetConfig, gain: float
+) -> None:
+    """Let a first convolution make up for another gain of the local features."""
+    assert sizes.image is not None
+    before, times = tensors[name], sizes.image.local_gain / gain
+
+    def read() -> np.ndarray:
+        x = np.array(before.read())
+        x[:, sizes.in_channels :] *= x.dtype.type(times)
+        return x
+
+    tensors[name] = before._replace(read=read)
 
 
 def _scheduler(config: ModelConfig) -> dict[str, Any]:
@@ -237,7 +322,7 @@ def _tensors(source: Path, part: str, sizes: Any, layout: str) -> dict[str, Tens
     module = abstract(lambda rngs: BUILDERS[part](sizes, rngs=rngs))
     kind = next(k for k in recognise.KINDS if (k.part, k.layout) == (part, layout))
     table = recognise.table(kind, module)
-    ours = weights.open_stem(source, part)
+    ours = weights.open_stem(folder_of(source, read_config(source), part), part)
     shapes = mapping.shapes(module)
     blank = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}
     mapping.check({k: np.broadcast_to(0, x.shape) for k, x in ours.items()}, shapes)

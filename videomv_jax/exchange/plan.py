@@ -19,6 +19,7 @@ from videomv_jax.model_folder import (
     TOKENIZER,
     ModelConfig,
     abstract,
+    folder_of,
     read_config,
     stored_as,
 )
@@ -97,7 +98,6 @@ class Plan:
         tokenizer: folder to copy the tokenizer from.
         dropped: per file, what belongs to no part and is left out, with the reason.
         unknown: per file, names that belong to nothing known.
-        unsupported: networks that this version does not have, with their files.
         notes: decisions worth telling.
     """
 
@@ -106,12 +106,11 @@ class Plan:
     tokenizer: Path | None
     dropped: dict[str, dict[str, str]]
     unknown: dict[str, list[str]]
-    unsupported: list[str]
     notes: list[str]
 
     def faults(self) -> list[str]:
         """Why the folder cannot be made; nothing when it can."""
-        told = [f"not supported yet: {what}" for what in self.unsupported]
+        told = []
         for part in self.parts:
             for word in ("missing", "unexpected", "mis_shaped"):
                 if names := getattr(part, word):
@@ -156,25 +155,23 @@ def plan(
     dropped: dict[str, dict[str, str]] = {
         path: {"": reason} for path, reason in found.ignored.items()
     }
-    unknown, unsupported, notes = {}, [], []
+    unknown, notes, seen = {}, [], []
     for source in found.sources:
         networks, beside, rest = recognise.networks(source, patterns)
         if beside:
             dropped[str(source.path)] = beside
         if rest:
             unknown[str(source.path)] = rest
-        for network in networks:
-            what = f"{network.kind.what} in {source.path}"
-            if parts and network.kind.part not in parts:
-                names = dict.fromkeys(network.names.values(), "not asked for")
-                names |= network.dropped
-                dropped.setdefault(str(source.path), {}).update(names)
-            elif network.kind.part is None:
-                unsupported.append(what)
-            else:
-                made.setdefault(network.kind.part, []).append(network)
+        seen += networks
+    for network in seen:
+        if reason := _unwanted(network, seen, parts):
+            names = dict.fromkeys(network.names.values(), reason) | network.dropped
+            dropped.setdefault(str(network.source.path), {}).update(names)
+        else:
+            made.setdefault(network.kind.part, []).append(network)
     done = [_part(part, networks, given) for part, networks in made.items()]
-    base, own, tokenizer = _ours(found.ours, parts)
+    photos = any(_takes_photos(network) for network in made.get("unet", ()))
+    base, own, tokenizer = _ours(found.ours, parts, photos)
     for part in own:
         if part.name in made:
             raise InputError(f"{part.name}: it is in {part.origins[0]} and elsewhere")
@@ -185,20 +182,44 @@ def plan(
         notes.append(f"the tokenizer is that of {tokenizers[0]}, not of {tokenizer}")
     if len(tokenizers) > 1:
         raise InputError(f"tokenizer: it is in {tokenizers[0]} and in {tokenizers[1]}")
-    if not done and not unsupported:
+    if not done:
         names = some([name for names in unknown.values() for name in names])
         raise InputError(f"no network was recognised; the names are: {names}")
     config = _config(base, done, name, licence, given, notes)
     tokenizer = tokenizers[0] if tokenizers else None
     if config.text_encoder and tokenizer is None:
         notes.append("no tokenizer: prompts need one; add its folder as a source")
-    return Plan(config, done, tokenizer, dropped, unknown, unsupported, notes)
+    return Plan(config, done, tokenizer, dropped, unknown, notes)
 
 
 def some(names: Sequence[str], count: int = 5) -> str:
     """The first names and how many more there are."""
     rest = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + rest
+
+
+def _takes_photos(network: Network) -> bool:
+    photo = ("local_image_concat.", "image_latents_proj_in.")
+    return any(name.startswith(photo) for name in network.tensors)
+
+
+def _unwanted(
+    network: Network, seen: Sequence[Network], parts: Sequence[str]
+) -> str | None:
+    """Why a network is left out, if it is.
+
+    The image tower that comes with a text encoder is of use to models for photos only.
+    """
+    if parts:
+        return None if network.kind.part in parts else "not asked for"
+    if network.kind.part != "image_encoder":
+        return None
+    with_text = any(
+        other.kind.part == "text_encoder" and other.source is network.source
+        for other in seen
+    )
+    photos = any(_takes_photos(other) for other in seen)
+    return "the image tower" if with_text and not photos else None
 
 
 def _part(name: str, networks: list[Network], given: Mapping[str, Any]) -> Part:
@@ -268,16 +289,22 @@ def _compare(
 
 
 def _ours(
-    folders: Iterable[Path], parts: Sequence[str]
+    folders: Iterable[Path], parts: Sequence[str], photos: bool
 ) -> tuple[ModelConfig, list[Part], Path | None]:
-    """Parts of model folders, and the config of the one with the UNet."""
-    preset = PRESETS["t2v"]
+    """Parts of model folders, and the config of the one with the UNet.
+
+    Args:
+        folders: of ours.
+        parts: that are asked for, all if there are none.
+        photos: whether a foreign UNet takes photos: it decides the config.
+    """
+    preset = PRESETS["i2v" if photos else "t2v"]
     empty: dict[str, Any] = dict.fromkeys(PARTS)
     base, done, tokenizers = dataclasses.replace(preset, **empty), [], []
     for number, folder in enumerate(folders):
         config = read_config(folder)
-        if not number or config.unet is not None:
-            base = dataclasses.replace(config, **empty)
+        if (not number and not photos) or config.unet is not None:
+            base = dataclasses.replace(config, shared=(), shared_with=None, **empty)
         sized = {name: getattr(config, name) for name in PARTS}
         metric = folder / f"{LPIPS_PART}.safetensors"
         sized[LPIPS_PART] = lpips.read(metric).config if metric.is_file() else None
@@ -286,9 +313,11 @@ def _ours(
                 continue
             if any(part.name == name for part in done):
                 raise InputError(f"{name}: it is in {folder} and in another folder")
-            done.append(_own(name, sizes, folder, config.licence))
-        if (folder / TOKENIZER).is_dir():
-            tokenizers.append(folder / TOKENIZER)
+            home = folder_of(folder, config, name)
+            done.append(_own(name, sizes, home, config.licence))
+        home = folder_of(folder, config, TOKENIZER)
+        if (home / TOKENIZER).is_dir():
+            tokenizers.append(home / TOKENIZER)
     if len(tokenizers) > 1:
         raise InputError(f"tokenizer: it is in {tokenizers[0]} and in {tokenizers[1]}")
     return base, done, tokenizers[0] if tokenizers else None
@@ -334,6 +363,9 @@ def _config(
                 "prompts get no suffix"
             )
             sampling = dataclasses.replace(sampling, prompt_suffix="")
+        if part.name == "unet" and part.config.image and part.layout != "ours":
+            times = {1.0: "once", 2.0: "twice"}[part.config.image.local_gain]
+            notes.append(f"the photo's local features count {times}")
         if part.name == "reconstructor" and part.layout != "ours":
             norm = part.config.quaternion_norm
             notes.append(f"the reconstructor's quaternion_norm is {norm!r}")
@@ -341,6 +373,9 @@ def _config(
             sizes = part.config
             kept = sizes.layers - sizes.skip_last
             notes.append(f"texts are read after block {kept} of {sizes.layers}")
+    takes = config.unet is not None and config.unet.image is not None
+    if takes and config.image_encoder is None:
+        notes.append("no image encoder: photos need one; add CLIP as a source")
     if config.unet is not None and config.reconstructor is None:
         notes.append("no reconstructor: sampling has no 3D-aware steps")
         sampling = dataclasses.replace(sampling, steps_3d=())
