@@ -15,6 +15,7 @@ from videomv_jax.data.samples import (
     read_json,
     subfolders,
 )
+from videomv_jax.data.shards import MANIFEST, ShardSource
 from videomv_jax.data.view_folder import (
     CAMERAS,
     TRANSFORMS,
@@ -29,6 +30,7 @@ LAYOUTS: dict[str, Any] = {
     "nerf": NerfFolderSource,
     "pictures": PictureFolderSource,
     "tars": PictureTarSource,
+    "shards": ShardSource,
 }
 
 
@@ -140,6 +142,8 @@ def recognise(path: str | os.PathLike[str]) -> str:
         return "tars"
     if not path.is_dir():
         raise InputError(f"source: {path} is not a folder")
+    if (path / MANIFEST).is_file():
+        return "shards"
     if any(path.glob("*.tar")):
         return "tars"
     inner = [Path(entry.path) for entry in subfolders(path)]
