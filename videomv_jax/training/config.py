@@ -18,7 +18,7 @@ from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.parts import TRAIN
 from videomv_jax.types import InputError
 
-Stage = Literal["autoencoder", "diffusion", "reconstruction"]
+Stage = Literal["autoencoder", "diffusion", "reconstruction", "joint"]
 REMAT = ("none", "block", "attention", "offload")
 
 
@@ -28,9 +28,10 @@ class TrainConfig:
 
     Attributes:
         stage: which networks train: the VAE; the UNet (with the text encoder where
-            `train_text`); the reconstructor.
+            `train_text`); the reconstructor; UNet and reconstructor together.
         model: preset of every network.
-        init_from: model folder that gives frozen networks and initial weights.
+        init_from: model folder, or name of an embedded model, that gives frozen
+            networks and initial weights.
         out: folder of the run: checkpoints, metrics, samples, exported model.
         steps: updates in all; the learning rate ends at 0 there.
         stop_after_minutes: save and stop this long after the program started;
@@ -41,7 +42,8 @@ class TrainConfig:
         objects: how many different objects the run draws from.
         seed: of weights, noise and data order.
         compute_dtype: of the networks; parameters stay float32.
-        remat: what the UNet's backward pass recomputes, see `UNetConfig.remat`.
+        remat: what the UNet's backward pass recomputes, see `UNetConfig.remat`; the
+            reconstructor's recomputes its layers with any but "none".
         learning_rate, warmup_steps, weight_decay, beta2, clip_norm: AdamW.
         rate_spatial, rate_text: factors on the learning rate of the UNet's layers
             that see one view at a time, and of the text encoder.
@@ -64,10 +66,19 @@ class TrainConfig:
         train_text: train the text encoder along with the UNet.
         condition_dropout: share of captions replaced by the unconditional prompt.
         offset_noise: standard deviation of the noise shared by a channel and view.
+        image_batch: clips of one view, without its camera, that a step adds to its
+            objects: single images (diffusion). 0: none.
+        image_weight: their share of the loss.
         supervised_views: rendered views beside the 4 inputs (reconstruction).
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.
         corrupted_inputs: share of objects whose 4 inputs are the UNet's x0 of noised
-            latents, what the reconstructor meets while sampling.
+            latents, what the reconstructor meets while sampling. In joint training the
+            loss of what is made of them flows into the UNet.
+        supervised_size: height and width of the views that are compared; 0: those of
+            the model's views.
+        joint_weight: of the reconstruction's loss beside the denoising loss (joint).
+        feedback: share of objects whose renders are encoded, noised less and denoised
+            again, as 3D-aware sampling does (joint).
         lpips: file of the perceptual metric's weights, lpips.safetensors as
             `videomv convert` writes it; "": no such term (reconstruction).
         lpips_weight: of that term.
@@ -115,9 +126,14 @@ class TrainConfig:
     train_text: bool = True
     condition_dropout: float = 0.1
     offset_noise: float = 0.0
+    image_batch: int = 0
+    image_weight: float = 0.125
     supervised_views: int = 4
+    supervised_size: int = 0
     even_inputs: float = 0.5
     corrupted_inputs: float = 0.0
+    joint_weight: float = 1.0
+    feedback: float = 0.0
     lpips: str = ""
     lpips_weight: float = 1.0
 
@@ -172,7 +188,7 @@ def freeze(values: dict) -> TrainConfig:
     for name in (*at_least_1, "save_every", "keep", "views", "lora_rank"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 1")
-    for name in ("sample_every", "keep_every", "spike_factor"):
+    for name in ("sample_every", "keep_every", "spike_factor", "image_batch"):
         if getattr(config, name) < 0:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 0")
     if config.batch_size % config.accumulate:
@@ -185,7 +201,10 @@ def freeze(values: dict) -> TrainConfig:
             f"train: {config.train!r} is for the diffusion stage, from the weights "
             "that `init_from` has"
         )
-    for name in ("condition_dropout", "even_inputs", "corrupted_inputs"):
+    if config.image_batch and config.stage != "diffusion":
+        raise InputError("image_batch: is for the diffusion stage")
+    shares = ("condition_dropout", "even_inputs", "corrupted_inputs", "feedback")
+    for name in (*shares, "image_weight"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name}: {getattr(config, name)}; want 0 to 1")
     return config

@@ -2,14 +2,15 @@
 
 import dataclasses
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 from transformers import PreTrainedTokenizerBase
 
+from videomv_jax import sharding
 from videomv_jax.data.tokenizer import encode
 from videomv_jax.diffusion import losses, process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
@@ -23,9 +24,30 @@ from videomv_jax.training import pool
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.state import Networks, Params
 from videomv_jax.training.step import Metrics
-from videomv_jax.types import InputError, PRNGKey
+from videomv_jax.types import InputError, Latents, PRNGKey
 
 SHOWN = 4
+
+
+class Denoised(NamedTuple):
+    """Noised clips and what the UNet made of them.
+
+    Attributes:
+        x0: clean latents.
+        t: time of each clip.
+        noised: latents at that time.
+        output: the UNet's prediction.
+        error: its squared error, of each clip.
+        context, camera: what the UNet was told.
+    """
+
+    x0: Latents
+    t: Int[Array, "b"]
+    noised: Latents
+    output: Latents
+    error: Float[Array, "b"]
+    context: Array
+    camera: Array | None
 
 
 class DiffusionTask:
@@ -42,15 +64,7 @@ class DiffusionTask:
         self._config, self._model = config, model
         self._schedule = schedule.by_name(model.schedule)
         self._cameras = model.cameras.orbit()
-        unet: Any = dataclasses.replace(
-            model.unet, dtype=config.compute_dtype, remat=config.remat
-        )
-        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
-        vae = dataclasses.replace(model.vae, dtype=config.compute_dtype)
-        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
-        frozen: dict[str, Any] = {"vae": lambda rngs: VAE(vae, rngs=rngs)}
-        texts = trained if config.train_text else frozen
-        texts["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
+        trained, frozen = self._builders()
         self.networks, self._frozen = (
             Networks(lambda rngs, all=all: {n: make(rngs) for n, make in all.items()})
             for all in (trained, frozen)
@@ -75,6 +89,21 @@ class DiffusionTask:
             ),
         }
         self._sample = jax.jit(self._sampled_views)
+
+    def _builders(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What makes the networks that train, and those that stay."""
+        config, model = self._config, self._model
+        assert model.unet and model.text_encoder and model.vae
+        unet: Any = dataclasses.replace(
+            model.unet, dtype=config.compute_dtype, remat=config.remat
+        )
+        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
+        vae = dataclasses.replace(model.vae, dtype=config.compute_dtype)
+        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
+        frozen: dict[str, Any] = {"vae": lambda rngs: VAE(vae, rngs=rngs)}
+        texts = trained if config.train_text else frozen
+        texts["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
+        return trained, frozen
 
     def random_constants(self, key: PRNGKey) -> Any:
         """Values of the constants' shapes, for measurements: random ones."""
@@ -127,32 +156,73 @@ class DiffusionTask:
         self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
-        config = self._config
-        all_networks = self._frozen.merge(constants["frozen"]) | networks
+        networks = self._frozen.merge(constants["frozen"]) | networks
+        if not self._config.image_batch:
+            done = self._denoise(networks, constants, index, key)
+            return done.error.mean(), self._metrics(done)
+        key, key_images = jax.random.split(key)
+        done = self._denoise(networks, constants, index, key)
+        images = self._denoise_images(networks, constants, key_images)
+        weight = self._config.image_weight
+        loss = (1 - weight) * done.error.mean() + weight * images
+        return loss, self._metrics(done) | {"loss_images": images}
+
+    def _denoise(
+        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+    ) -> "Denoised":
+        """The networks' view of objects' clips, noised at a random time each."""
         objects = constants["pool"]
-        key_t, key_noise, key_drop, key_network = jax.random.split(key, 4)
         x0 = objects.latents[index].astype(jnp.float32)
-        b = len(index)
+        camera = unet_condition(self._cameras)
+        camera = jnp.broadcast_to(camera[None], (len(index), *camera.shape))
+        tokens = objects.tokens[index]
+        return self._run(networks, constants, x0, tokens, camera, key)
+
+    def _denoise_images(
+        self, networks: dict[str, Any], constants: Any, key: PRNGKey
+    ) -> Float[Array, ""]:
+        """The mean loss of clips of one view without its camera: single images.
+
+        On the synthetic set they are views of random objects.
+        """
+        key_object, key_view, key = jax.random.split(key, 3)
+        objects, shape = constants["pool"], (self._config.image_batch,)
+        n, views = objects.latents.shape[:2]
+        index = jax.random.randint(key_object, shape, 0, n)
+        x0 = objects.latents[index, jax.random.randint(key_view, shape, 0, views)]
+        x0 = sharding.constrain(x0[:, None].astype(jnp.float32), "batch")
+        tokens = objects.tokens[index]
+        return self._run(networks, constants, x0, tokens, None, key).error.mean()
+
+    def _run(
+        self,
+        networks: dict[str, Any],
+        constants: Any,
+        x0: Latents,
+        tokens: Array,
+        camera: Array | None,
+        key: PRNGKey,
+    ) -> "Denoised":
+        config = self._config
+        key_t, key_noise, key_drop, key_network = jax.random.split(key, 4)
+        b = len(x0)
         t = jax.random.randint(key_t, (b,), 0, len(self._schedule.alpha))
         noise = process.sample_noise(key_noise, x0.shape, config.offset_noise)
         dropped = jax.random.bernoulli(key_drop, config.condition_dropout, (b, 1))
-        tokens = jnp.where(dropped, constants["uncond"], objects.tokens[index])
-        context = all_networks["text_encoder"](tokens)
-        camera = unet_condition(self._cameras)
-        output = networks["unet"](
-            process.add_noise(self._schedule, x0, noise, t),
-            t,
-            context,
-            jnp.broadcast_to(camera[None], (b, *camera.shape)),
-            key=key_network,
-        )
+        tokens = jnp.where(dropped, constants["uncond"], tokens)
+        context = networks["text_encoder"](tokens)
+        noised = process.add_noise(self._schedule, x0, noise, t)
+        output = networks["unet"](noised, t, context, camera, key=key_network)
         kind = self._model.prediction
         wanted = process.target(self._schedule, kind, x0, noise, t)
         error = losses.squared_error(output, wanted)
+        return Denoised(x0, t, noised, output, error, context, camera)
+
+    def _metrics(self, done: "Denoised") -> Metrics:
         # Where the picture is decided: the noisiest fifth.
-        early = (t >= len(self._schedule.alpha) * 4 // 5).astype(error.dtype)
-        noisy = (error * early).sum() / jnp.maximum(early.sum(), 1)
-        return error.mean(), {"loss_noisiest": noisy}
+        early = (done.t >= len(self._schedule.alpha) * 4 // 5).astype(jnp.float32)
+        noisy = (done.error * early).sum() / jnp.maximum(early.sum(), 1)
+        return {"loss_noisiest": noisy}
 
     def _sampled_views(self, params: Params, constants: Any) -> tuple[Array, Array]:
         """Training objects' views, and views sampled from their captions."""
