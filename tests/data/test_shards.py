@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from trees import COUNT, TREES, VIEWS
 from typer.testing import CliRunner
 
 from videomv_jax.cli.data import data
@@ -22,9 +21,6 @@ from videomv_jax.data.tokenizer import encode as tokenize
 from videomv_jax.data.tokenizer import load_tokenizer
 from videomv_jax.model_folder import load_model
 from videomv_jax.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from trees import COUNT, TREES, VIEWS  # noqa: E402
 
 SIZE = 16
 

@@ -3,12 +3,12 @@
 import csv
 import json
 import random
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from trees import CAMERAS, COUNT, SIZE, TREES, VIEWS, rgba
 
 from videomv_jax.data.captions import read_captions
 from videomv_jax.data.orbit_folder import OrbitFolderSource
@@ -22,9 +22,6 @@ from videomv_jax.data.sources import (
     recognise,
 )
 from videomv_jax.types import InputError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from trees import CAMERAS, COUNT, SIZE, TREES, VIEWS, rgba  # noqa: E402
 
 WITH_CAMERAS = ("orbits", "nerf", "views")
 

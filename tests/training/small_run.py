@@ -1,9 +1,9 @@
 """A small regression run for tests: as a function, and as a program.
 
-python small_run.py FOLDER [task=reverse|tiny] [name=value ...]
+python small_run.py FOLDER [task=reverse|host|tiny] [name=value ...]
 
-reverse: the small regression task. tiny: the embedded model, trained further on eight
-views of 32 pixels.
+reverse: the small regression task. host: the same, its objects on the host. tiny:
+the embedded model, trained further on eight views of 32 pixels.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from videomv_jax.cli.environment import console_of_the_first, join_hosts
 from videomv_jax.models.layers import linear
 from videomv_jax.training import stages
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Numbers
 from videomv_jax.training.loop import train
 from videomv_jax.training.state import Networks
 
@@ -62,19 +63,34 @@ class Net(nnx.Module):
         return self.second(jnp.tanh(self.first(x)))
 
 
+class Host(Numbers):
+    """Vectors that lie on the host: each process hands its devices theirs."""
+
+    threads = 2
+
+    def __init__(self, x):
+        super().__init__(len(x))
+        self.x = x
+
+    def load(self, numbers):
+        return {"number": numbers, "x": self.x[numbers]}
+
+
 class Reverse:
     """Learn to reverse vectors; noise in the loss shows whether keys resume."""
 
-    def __init__(self, poison=False, noise=0.1, spike_at=-1, broken_at=-1):
+    def __init__(self, poison=False, noise=0.1, spike_at=-1, broken_at=-1, host=False):
         self.noise, self.events = noise, (spike_at, broken_at)
         self.networks = Networks(lambda rngs: {"net": Net(rngs)})
         self.initial = {}
         x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
         self.constants = {"x": x * np.float32(np.nan if poison else 1)}
+        self.feed = Host(x) if host else Numbers(64)
         self.exported = None
 
-    def loss(self, networks, constants, index, key):
-        x = constants["x"][index]
+    def loss(self, networks, constants, batch, key):
+        index = batch["number"] if isinstance(batch, dict) else batch
+        x = batch["x"] if isinstance(batch, dict) else constants["x"][index]
         noisy = x + self.noise * jax.random.normal(key, x.shape)
         error = jnp.square(networks["net"](noisy) - x[:, ::-1]).mean()
         for step, factor in zip(self.events, (1e4, np.nan), strict=True):
@@ -142,7 +158,8 @@ def main() -> None:
     console = console_of_the_first()
     folder, *changes = sys.argv[1:]
     values = {k: v for k, v in (change.split("=") for change in changes)}
-    tiny = values.pop("task", "reverse") == "tiny"
+    task = values.pop("task", "reverse")
+    tiny = task == "tiny"
     base = TINY if tiny else CONFIG
     types = {f.name: type(getattr(base, f.name)) for f in dataclasses.fields(base)}
     values = {name: types[name](text) for name, text in values.items()}
@@ -151,7 +168,7 @@ def main() -> None:
         start = str(pipeline.find_model("tiny"))
         train(few_views(dataclasses.replace(config, init_from=start)), config, console)
         return
-    task = Reverse()
+    task = Reverse(host=task == "host")
     train(task, config, console)
     if task.exported is not None:
         np.savez(f"{folder}/weights-{jax.process_index()}.npz", **task.exported)

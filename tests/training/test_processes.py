@@ -14,14 +14,17 @@ RUN = ["strategy=fsdp", "fsdp=4", "log_every=4"]
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
-    """The first run stops half way and resumes; the other is of one process."""
-    two = tmp_path / "two"
-    codes, texts = finish(launch(two, 2, *RUN, "stop_after_minutes=1e-9"))
+    """The first run stops half way and resumes; the other is of one process.
+
+    The first reads its objects from the hosts, each process a half.
+    """
+    two, host = tmp_path / "two", "task=host"
+    codes, texts = finish(launch(two, 2, *RUN, host, "stop_after_minutes=1e-9"))
     assert codes == [0, 0], texts
     saved = [int(p.name) for p in (two / "checkpoints").iterdir()]
     assert len(saved) == 1 and saved[0] < 12  # stopped, and both at the same step
     assert "step" in texts[0] and "step" not in texts[1]  # one of them speaks
-    both, one = launch(two, 2, *RUN), launch(tmp_path / "one", 1, *RUN)
+    both, one = launch(two, 2, *RUN, host), launch(tmp_path / "one", 1, *RUN)
     for codes, texts in (finish(both), finish(one)):
         assert set(codes) == {0}, texts
     found, wanted = (np.load(tmp_path / n / "weights-0.npz") for n in ("two", "one"))

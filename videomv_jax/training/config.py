@@ -39,7 +39,11 @@ class TrainConfig:
         batch_size: objects per step over all processes.
         accumulate: parts of a batch that go through the networks one after another;
             their gradients are averaged.
-        objects: how many different objects the run draws from.
+        objects: how many different objects of the synthetic set the run draws from.
+        source: real data in place of the synthetic set: a folder in a known layout, of
+            shards best, or a .json that lists several, see
+            `videomv_jax.data.sources.read_specs`.
+        threads: that read the source, per process.
         seed: of weights, noise and data order.
         compute_dtype: of the networks; parameters stay float32.
         remat: what the UNet's backward pass recomputes, see `UNetConfig.remat`; the
@@ -93,6 +97,8 @@ class TrainConfig:
     batch_size: int = 64
     accumulate: int = 1
     objects: int = 32768
+    source: str = ""
+    threads: int = 4
     seed: int = 0
     compute_dtype: str = "float32"
     remat: str = "none"
@@ -185,7 +191,7 @@ def freeze(values: dict) -> TrainConfig:
         if getattr(config, name) not in known:
             raise InputError.unknown(name, getattr(config, name), known)
     at_least_1 = ("steps", "batch_size", "accumulate", "objects", "log_every")
-    for name in (*at_least_1, "save_every", "keep", "views", "lora_rank"):
+    for name in (*at_least_1, "save_every", "keep", "views", "lora_rank", "threads"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 1")
     for name in ("sample_every", "keep_every", "spike_factor", "image_batch"):
@@ -201,6 +207,8 @@ def freeze(values: dict) -> TrainConfig:
             f"train: {config.train!r} is for the diffusion stage, from the weights "
             "that `init_from` has"
         )
+    if config.source and config.stage == "autoencoder":
+        raise InputError("source: the autoencoder stage trains on the synthetic set")
     if config.image_batch and config.stage != "diffusion":
         raise InputError("image_batch: is for the diffusion stage")
     shares = ("condition_dropout", "even_inputs", "corrupted_inputs", "feedback")

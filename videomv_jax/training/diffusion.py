@@ -22,6 +22,7 @@ from videomv_jax.sampling.loop import sample
 from videomv_jax.splat.conventions import unet_condition
 from videomv_jax.training import pool
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Batch, Feed, Numbers, SourceFeed, objects_of
 from videomv_jax.training.state import Networks, Params
 from videomv_jax.training.step import Metrics
 from videomv_jax.types import InputError, Latents, PRNGKey
@@ -57,6 +58,8 @@ class DiffusionTask:
     the unconditional branch of guidance meets what it was trained on.
     """
 
+    _shows_views = False  # whether the loss compares views, beside latents
+
     def __init__(self, config: TrainConfig, model: ModelConfig):
         """The structure alone, its arrays as shapes: what a plan of the run needs."""
         assert model.unet is not None and model.text_encoder is not None
@@ -73,6 +76,7 @@ class DiffusionTask:
         self._start: LoadedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.initial: Params = {}
+        self.feed: Feed = Numbers(config.objects)
         shape = jax.ShapeDtypeStruct
         n, views, length = (
             config.objects,
@@ -146,71 +150,131 @@ class DiffusionTask:
         task._frozen, frozen_params = Networks.split(frozen)
         length = model.text_encoder.length
         uncond, _ = encode(tokenizer, [model.sampling.negative_prompt], length)
-        objects = pool.encoded(
-            pool.descriptions(config), frozen["vae"], tokenizer, length, model.cameras
-        )
+        if config.source:
+            source = SourceFeed(
+                config,
+                model,
+                tokenizer,
+                frozen["vae"],
+                None if config.train_text else frozen["text_encoder"],
+                coverage=task._shows_views,
+            )
+            task.feed = source
+            objects = source.held(SHOWN, frozen["vae"])
+        else:
+            objects = pool.encoded(
+                pool.descriptions(config),
+                frozen["vae"],
+                tokenizer,
+                length,
+                model.cameras,
+            )
         task.constants = {"frozen": frozen_params, "uncond": uncond, "pool": objects}
         return task
 
     def loss(
-        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
         networks = self._frozen.merge(constants["frozen"]) | networks
+        objects = self._objects(networks, constants, batch, key)
         if not self._config.image_batch:
-            done = self._denoise(networks, constants, index, key)
+            done = self._denoise(networks, constants, objects, key)
             return done.error.mean(), self._metrics(done)
         key, key_images = jax.random.split(key)
-        done = self._denoise(networks, constants, index, key)
-        images = self._denoise_images(networks, constants, key_images)
+        done = self._denoise(networks, constants, objects, key)
+        among = objects if self._config.source else constants["pool"]
+        images = self._denoise_images(networks, constants, among, key_images)
         weight = self._config.image_weight
         loss = (1 - weight) * done.error.mean() + weight * images
         return loss, self._metrics(done) | {"loss_images": images}
 
+    def _objects(
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
+    ) -> pool.Pool:
+        """The objects of a batch."""
+        cameras = self._model.cameras
+        return objects_of(
+            batch,
+            constants["pool"],
+            networks["vae"],
+            cameras,
+            jax.random.fold_in(key, 1),
+        )
+
     def _denoise(
-        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+        self,
+        networks: dict[str, Any],
+        constants: Any,
+        objects: pool.Pool,
+        key: PRNGKey,
     ) -> "Denoised":
         """The networks' view of objects' clips, noised at a random time each."""
-        objects = constants["pool"]
-        x0 = objects.latents[index].astype(jnp.float32)
+        x0: Any = objects.latents
+        return self._run(
+            networks,
+            constants,
+            x0.astype(jnp.float32),
+            (objects.tokens, objects.states),
+            self._condition(objects),
+            key,
+        )
+
+    def _condition(self, objects: pool.Pool) -> Float[Array, "b f 16"] | None:
+        """What the UNet is told of the objects' cameras; pictures have none."""
+        b, f = objects.latents.shape[:2]
+        if objects.cameras is not None:
+            return unet_condition(objects.cameras)
+        if f != len(self._cameras.intrinsics):
+            return None
         camera = unet_condition(self._cameras)
-        camera = jnp.broadcast_to(camera[None], (len(index), *camera.shape))
-        tokens = objects.tokens[index]
-        return self._run(networks, constants, x0, tokens, camera, key)
+        return jnp.broadcast_to(camera[None], (b, *camera.shape))
 
     def _denoise_images(
-        self, networks: dict[str, Any], constants: Any, key: PRNGKey
+        self,
+        networks: dict[str, Any],
+        constants: Any,
+        objects: pool.Pool,
+        key: PRNGKey,
     ) -> Float[Array, ""]:
         """The mean loss of clips of one view without its camera: single images.
 
-        On the synthetic set they are views of random objects.
+        They are views of random objects of the pool, or of the batch.
         """
         key_object, key_view, key = jax.random.split(key, 3)
-        objects, shape = constants["pool"], (self._config.image_batch,)
-        n, views = objects.latents.shape[:2]
+        shape = (self._config.image_batch,)
+        latents: Any = objects.latents
+        n, views = latents.shape[:2]
         index = jax.random.randint(key_object, shape, 0, n)
-        x0 = objects.latents[index, jax.random.randint(key_view, shape, 0, views)]
+        x0 = latents[index, jax.random.randint(key_view, shape, 0, views)]
         x0 = sharding.constrain(x0[:, None].astype(jnp.float32), "batch")
-        tokens = objects.tokens[index]
-        return self._run(networks, constants, x0, tokens, None, key).error.mean()
+        tokens: Any = objects.tokens
+        text = tokens[index], None
+        return self._run(networks, constants, x0, text, None, key).error.mean()
 
     def _run(
         self,
         networks: dict[str, Any],
         constants: Any,
         x0: Latents,
-        tokens: Array,
+        text: tuple[Any, Array | None],
         camera: Array | None,
         key: PRNGKey,
     ) -> "Denoised":
+        """Noise and denoise; `text` is tokens, and their states if known."""
         config = self._config
         key_t, key_noise, key_drop, key_network = jax.random.split(key, 4)
         b = len(x0)
         t = jax.random.randint(key_t, (b,), 0, len(self._schedule.alpha))
         noise = process.sample_noise(key_noise, x0.shape, config.offset_noise)
         dropped = jax.random.bernoulli(key_drop, config.condition_dropout, (b, 1))
-        tokens = jnp.where(dropped, constants["uncond"], tokens)
-        context = networks["text_encoder"](tokens)
+        tokens, states = text
+        encoder = networks["text_encoder"]
+        if states is None:
+            context = encoder(jnp.where(dropped, constants["uncond"], tokens))
+        else:
+            none = encoder(constants["uncond"])
+            context = jnp.where(dropped[..., None], none, states.astype(none.dtype))
         noised = process.add_noise(self._schedule, x0, noise, t)
         output = networks["unet"](noised, t, context, camera, key=key_network)
         kind = self._model.prediction
@@ -229,12 +293,12 @@ class DiffusionTask:
         parts: Any = self._frozen.merge(constants["frozen"])
         parts |= self.networks.merge(params)
         sampling = self._model.sampling
-        camera = unet_condition(self._cameras)
-        truth = constants["pool"].latents[:SHOWN].astype(jnp.float32)
-        tokens = constants["pool"].tokens[:SHOWN]
+        shown = jax.tree.map(lambda x: x[:SHOWN], constants["pool"])
+        truth, tokens = shown.latents.astype(jnp.float32), shown.tokens
         uncond = jnp.broadcast_to(constants["uncond"], tokens.shape)
         context = parts["text_encoder"](jnp.concatenate([tokens, uncond]))
-        cameras = jnp.broadcast_to(camera[None], (2 * len(tokens), *camera.shape))
+        camera = self._condition(shown)
+        cameras = None if camera is None else jnp.concatenate([camera, camera])
         done = sample(
             lambda x, t: parts["unet"](x, t, context, cameras),
             self._model.prediction,
@@ -242,7 +306,7 @@ class DiffusionTask:
             process.sample_noise(jax.random.key(0), truth.shape),
             guidance=sampling.guidance,
         )
-        some = np.arange(0, len(self._cameras.intrinsics), 6)
+        some = np.arange(0, truth.shape[1], 6)
         return parts["vae"].decode(truth[:, some]), parts["vae"].decode(done.x[:, some])
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:

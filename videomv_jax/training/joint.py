@@ -9,10 +9,12 @@ from jaxtyping import Array, Float
 from videomv_jax.diffusion import losses, process
 from videomv_jax.model_folder import LoadedModel, ModelConfig
 from videomv_jax.models.reconstructor import Reconstructor
+from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.splat.renderer import render
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.diffusion import Denoised, DiffusionTask
+from videomv_jax.training.feed import Batch
 from videomv_jax.training.step import Metrics
 from videomv_jax.training.supervision import Supervision, reconstructor_sizes
 from videomv_jax.types import PRNGKey
@@ -34,6 +36,8 @@ class JointTask(DiffusionTask):
     from there into the renders; the error is that of x0, again times alpha^2.
     """
 
+    _shows_views = True
+
     def __init__(self, config: TrainConfig, model: ModelConfig):
         super().__init__(config, model)
         self._supervision = Supervision(config, model)
@@ -54,36 +58,40 @@ class JointTask(DiffusionTask):
         return trained, frozen
 
     def loss(
-        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
         config, supervision = self._config, self._supervision
         keys = jax.random.split(key, 4)
         networks = self._frozen.merge(constants["frozen"]) | networks
-        done = self._denoise(networks, constants, index, keys[0])
+        objects = self._objects(networks, constants, batch, keys[0])
+        done = self._denoise(networks, constants, objects, keys[0])
         inputs, views = supervision.choose(keys[1])
-        scenes = jax.tree.map(lambda x: x[index], constants["pool"].scenes)
+        scenes, count = objects.scenes, len(done.x0)
+        canonical = supervision.canonical(objects.cameras)
         truth = supervision.truth(scenes, views)
         seen = supervision.inputs(scenes, inputs, truth[0])
-        guessed = round(config.corrupted_inputs * len(index))
+        guessed = round(config.corrupted_inputs * count)
         signal = jnp.square(jnp.asarray(self._schedule.alpha, jnp.float32))
-        weights = jnp.ones(len(index))
+        weights = jnp.ones(count)
         if guessed:
             x0 = self._x0(done)[:guessed, inputs]
             # The decoder's activations are the largest of the step.
             decode = jax.checkpoint(networks["vae"].decode)
             seen = jnp.concatenate([decode(x0).clip(0, 1), seen[guessed:]])
             weights = weights.at[:guessed].set(signal[done.t[:guessed]])
-        gaussians = supervision.reconstruct(networks, seen, inputs)
+        gaussians = supervision.reconstruct(networks, seen, canonical[inputs])
         error, metrics = supervision.compare(
-            gaussians, views, truth, constants, keys[2]
+            gaussians, canonical[views], truth, constants, keys[2]
         )
         metrics |= {"loss_denoising": done.error.mean(), "loss_renders": error.mean()}
         loss = done.error.mean() + config.joint_weight * (weights * error).mean()
-        if fed := round(config.feedback * len(index)):
-            again = self._denoise_renders(networks, done, gaussians, fed, keys[3])
+        if fed := round(config.feedback * count):
+            again = self._denoise_renders(
+                networks, done, gaussians, canonical, fed, keys[3]
+            )
             metrics["loss_feedback"] = again.mean()
-            loss += again.sum() / len(index)
+            loss += again.sum() / count
         return loss, self._metrics(done) | metrics
 
     def _x0(self, done: Denoised) -> Array:
@@ -95,15 +103,18 @@ class JointTask(DiffusionTask):
         networks: dict[str, Any],
         done: Denoised,
         gaussians: Gaussians,
+        canonical: Cameras,
         count: int,
         key: PRNGKey,
     ) -> Float[Array, "k"]:
         """The weighted error of x0 from the noised renders of the first objects."""
         key_t, key_noise, key_network = jax.random.split(key, 3)
         gaussians, done = jax.tree.map(lambda x: x[:count], (gaussians, done))
+        if canonical.intrinsics.ndim == 3:
+            canonical = jax.tree.map(lambda x: x[:count], canonical)
         gaussians = jax.lax.stop_gradient(gaussians)
         grey = self._model.cameras.background
-        images = render(gaussians, self._supervision.canonical, background=grey).rgb
+        images = render(gaussians, canonical, background=grey).rgb
         latents = networks["vae"].encode(images.clip(0, 1))
         earlier = jax.random.uniform(key_t, (count,)) * done.t.astype(jnp.float32)
         t = earlier.astype(jnp.int32)

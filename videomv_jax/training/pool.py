@@ -1,7 +1,7 @@
-"""The objects a run on the synthetic set draws from, as arrays on the device.
+"""The objects a run draws from, as arrays on the device.
 
-A step gets object numbers alone and renders, or looks up, the rest: the data
-pipeline moves a few hundred bytes a step.
+On the synthetic set a step gets object numbers alone and renders, or looks up, the
+rest: the data pipeline moves a few hundred bytes a step.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 from rich.progress import track
 
 from videomv_jax.convert import mapping
@@ -27,6 +27,7 @@ from videomv_jax.model_folder import (
     save_model,
 )
 from videomv_jax.models.vae import VAE
+from videomv_jax.splat.cameras import Cameras
 from videomv_jax.training.config import TrainConfig
 
 _CHUNK = 32  # orbits rendered and encoded at once
@@ -39,14 +40,43 @@ class Pool:
     """Objects of the training split and what the later stages need of them.
 
     Attributes:
-        scenes: their geometry, leaves `[n, ...]`; None in a plan.
+        scenes: their geometry, leaves `[n, ...]`, or views of theirs from a source;
+            None in a plan.
         tokens: `[n, l]` captions.
         latents: `[n, f, h, w, 4]` scaled VAE means of their orbits, bfloat16.
+        cameras: `[n, f]`; None: each object has the model's orbit, or pictures, which
+            have no camera.
+        states: `[n, l, d]` of the captions, where they are known.
     """
 
-    scenes: synthetic.Scene | None
+    scenes: "synthetic.Scene | Views | None"
     tokens: Int[Array, "n l"] | jax.ShapeDtypeStruct
     latents: Float[Array, "n f h w c"] | jax.ShapeDtypeStruct
+    cameras: Cameras | None = None
+    states: Float[Array, "n l d"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Views of objects as a source has them: what stands in for their geometry.
+
+    Attributes:
+        pixels: 8 bits, with coverage, colours not multiplied; or without, over the
+            model's background.
+    """
+
+    pixels: UInt8[Array, "n f h w c"]
+
+    def over(
+        self, background: float, views: Int[Array, "v"] | slice = slice(None)
+    ) -> tuple[Float[Array, "n v h w 3"], Float[Array, "n v h w"]]:
+        """Some views over a grey, and their coverage."""
+        pixels = self.pixels[:, views].astype(jnp.float32) / 255
+        if pixels.shape[-1] == 3:
+            return pixels, jnp.ones(pixels.shape[:-1])
+        alpha = pixels[..., 3:]
+        return pixels[..., :3] * alpha + (1 - alpha) * background, alpha[..., 0]
 
 
 def descriptions(config: TrainConfig) -> list[synthetic.Description]:

@@ -16,6 +16,7 @@ from videomv_jax.splat.conventions import unet_condition
 from videomv_jax.splat.renderer import Renders, render
 from videomv_jax.training import pool
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Batch, Feed, Numbers, SourceFeed, objects_of
 from videomv_jax.training.state import Networks, Params
 from videomv_jax.training.step import Metrics
 from videomv_jax.training.supervision import (
@@ -24,6 +25,8 @@ from videomv_jax.training.supervision import (
     reconstructor_sizes,
 )
 from videomv_jax.types import InputError, PRNGKey
+
+SHOWN = 4
 
 
 class ReconstructionTask:
@@ -57,50 +60,66 @@ class ReconstructionTask:
             {n: getattr(start, n) for n in ("vae", "unet", "text_encoder")}
         )
         length = start.config.text_encoder.length
-        objects = pool.descriptions(config)
+        self.feed: Feed = Numbers(config.objects)
+        if config.source:
+            self.feed = SourceFeed(
+                config, model, tokenizer, start.vae, start.text_encoder, coverage=True
+            )
+            held = self.feed.held(SHOWN, start.vae)
+        else:
+            held = pool.encoded(
+                pool.descriptions(config), start.vae, tokenizer, length, model.cameras
+            )
         self.constants = {
             "frozen": frozen,
-            "pool": pool.encoded(objects, start.vae, tokenizer, length, model.cameras),
+            "pool": held,
             **self._supervision.constants,
         }
         self._show = jax.jit(self._shown)
 
     def loss(
-        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
         key_views, key_network, key_background = jax.random.split(key, 3)
         supervision = self._supervision
         inputs, views = supervision.choose(key_views)
-        scenes = jax.tree.map(lambda x: x[index], constants["pool"].scenes)
-        truth = supervision.truth(scenes, views)
-        seen = supervision.inputs(scenes, inputs, truth[0])
-        corrupted = round(self._config.corrupted_inputs * len(index))
+        frozen: Any = self._frozen.merge(constants["frozen"])
+        objects = objects_of(
+            batch,
+            constants["pool"],
+            frozen["vae"],
+            self._model.cameras,
+            jax.random.fold_in(key_network, 1),
+        )
+        canonical = supervision.canonical(objects.cameras)
+        truth = supervision.truth(objects.scenes, views)
+        seen = supervision.inputs(objects.scenes, inputs, truth[0])
+        corrupted = round(self._config.corrupted_inputs * len(seen))
         if corrupted:
-            guess = self._guess(constants, index[:corrupted], inputs, key_network)
+            some = jax.tree.map(lambda x: x[:corrupted], objects)
+            guess = self._guess(frozen, some, inputs, key_network)
             seen = jnp.concatenate([guess, seen[corrupted:]])
-        gaussians = supervision.reconstruct(networks, seen, inputs)
+        gaussians = supervision.reconstruct(networks, seen, canonical[inputs])
         loss, metrics = supervision.compare(
-            gaussians, views, truth, constants, key_background
+            gaussians, canonical[views], truth, constants, key_background
         )
         return loss.mean(), metrics
 
     def _guess(
-        self, constants: Any, index: Array, views: Array, key: PRNGKey
+        self, frozen: Any, objects: Any, views: Array, key: PRNGKey
     ) -> Float[Array, "b 4 h w 3"]:
         """The UNet's idea of some views from noised latents, at a random time each."""
-        frozen: Any = self._frozen.merge(constants["frozen"])
         key_t, key_noise = jax.random.split(key)
-        x0 = constants["pool"].latents[index].astype(jnp.float32)
-        b = len(index)
+        x0 = objects.latents.astype(jnp.float32)
+        b = len(x0)
         t = jax.random.randint(key_t, (b,), 0, len(self._schedule.alpha))
         noise = process.sample_noise(key_noise, x0.shape)
         noised = process.add_noise(self._schedule, x0, noise, t)
-        camera = unet_condition(self._supervision.cameras)
-        context = frozen["text_encoder"](constants["pool"].tokens[index])
-        output = frozen["unet"](
-            noised, t, context, jnp.broadcast_to(camera[None], (b, *camera.shape))
-        )
+        camera = unet_condition(objects.cameras or self._supervision.cameras)
+        camera = jnp.broadcast_to(camera, (b, *camera.shape[-2:]))
+        context = frozen["text_encoder"](objects.tokens)
+        output = frozen["unet"](noised, t, context, camera)
         clean = process.to_x0(self._schedule, self._model.prediction, noised, output, t)
         return frozen["vae"].decode(clean[:, views]).clip(0, 1)
 
@@ -109,13 +128,17 @@ class ReconstructionTask:
         count = len(supervision.cameras.intrinsics)
         inputs = jnp.arange(INPUTS) * (count // INPUTS)
         between = inputs + count // INPUTS // 2
-        scenes = jax.tree.map(lambda x: x[:4], constants["pool"].scenes)
+        shown = jax.tree.map(lambda x: x[:SHOWN], constants["pool"])
         grey = self._model.cameras.background
-        rgb, _ = synthetic.render_orbit(scenes, supervision.cameras, grey)
+        if isinstance(shown.scenes, pool.Views):
+            rgb, _ = shown.scenes.over(grey)
+        else:
+            rgb, _ = synthetic.render_orbit(shown.scenes, supervision.cameras, grey)
         networks: Any = self.networks.merge(params)
-        gaussians = supervision.reconstruct(networks, rgb[:, inputs], inputs)
-        cameras = supervision.canonical[between]
-        return rgb[:, between], render(gaussians, cameras, background=grey)
+        canonical = supervision.canonical(shown.cameras)
+        gaussians = supervision.reconstruct(networks, rgb[:, inputs], canonical[inputs])
+        renders = render(gaussians, canonical[between], background=grey)
+        return rgb[:, between], renders
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:
         """Per object: views between the inputs, above the Gaussians' renders."""

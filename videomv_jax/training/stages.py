@@ -34,6 +34,8 @@ def make_task(config: TrainConfig) -> Task:
     start: LoadedModel = load_model(folder, dtype=config.compute_dtype)
     if start.tokenizer_dir is not None:
         tokenizer = load_tokenizer(start.tokenizer_dir)
+    elif config.source:
+        raise InputError(f"init_from: {config.init_from!r} has no tokenizer")
     else:
         captions = [d.text for d in synthetic.sample_descriptions(20_000, 0, "train")]
         assert model.text_encoder is not None

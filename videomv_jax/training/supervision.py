@@ -12,10 +12,12 @@ from videomv_jax.data import synthetic
 from videomv_jax.model_folder import ModelConfig
 from videomv_jax.models.lpips import LPIPS
 from videomv_jax.models.reconstructor import ReconstructorConfig
+from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.conventions import canonical_frame, plucker_rays
 from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.splat.renderer import render
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.pool import Views
 from videomv_jax.training.state import Networks
 from videomv_jax.training.step import Metrics
 from videomv_jax.types import PRNGKey
@@ -36,19 +38,25 @@ class Supervision:
 
     Attributes:
         cameras: the orbit.
-        canonical: the orbit in the frame in which Gaussians are reconstructed.
         constants: arrays that `compare` wants: weights of the metric.
     """
 
     def __init__(self, config: TrainConfig, model: ModelConfig):
         self._config, self._background = config, model.cameras.background
         self.cameras = model.cameras.orbit()
-        self.canonical, _ = canonical_frame(self.cameras)
         self._size = config.supervised_size or model.cameras.size
         self.constants: dict[str, Any] = {}
         if config.lpips:
             metric = {"lpips": lpips.read(config.lpips, config.compute_dtype)}
             self._metric, self.constants["lpips"] = Networks.split(metric)
+
+    def canonical(self, cameras: Cameras | None) -> Cameras:
+        """Cameras in the frame in which Gaussians are reconstructed.
+
+        Args:
+            cameras: of each object, `[b, f]`; None: all have the orbit, `[f]`.
+        """
+        return canonical_frame(self.cameras if cameras is None else cameras)[0]
 
     def choose(self, key: PRNGKey) -> tuple[Int[Array, "4"], Int[Array, "v"]]:
         """Numbers of the input views, and of all supervised ones, inputs first."""
@@ -65,38 +73,54 @@ class Supervision:
         )
 
     def truth(
-        self, scenes: synthetic.Scene, views: Int[Array, "v"]
+        self, scenes: Any, views: Int[Array, "v"]
     ) -> tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w"]]:
-        """Colours and alpha of the objects, at the size at which they are compared."""
+        """Colours and alpha of the objects, at the size at which they are compared.
+
+        Args:
+            scenes: of the synthetic set, or `Views` of a source.
+            views: numbers of the views.
+        """
+        if isinstance(scenes, Views):
+            rgb, alpha = scenes.over(self._background, views)
+            if rgb.shape[-2] == self._size:
+                return rgb, alpha
+            shape = (*alpha.shape[:2], self._size, self._size)
+            return (
+                jax.image.resize(rgb, (*shape, 3), "linear"),
+                jax.image.resize(alpha, shape, "linear"),
+            )
         cameras = self.cameras[views].resize(self._size, self._size)
         return synthetic.render_orbit(scenes, cameras, self._background)
 
     def inputs(
         self,
-        scenes: synthetic.Scene,
+        scenes: Any,
         views: Int[Array, "4"],
         truth: Float[Array, "b v h w 3"],
     ) -> Float[Array, "b 4 h w 3"]:
         """The input views as they are, which `truth` has if it is of their size."""
         if self._size == self.cameras.height:
             return truth[:, :INPUTS]
+        if isinstance(scenes, Views):
+            return scenes.over(self._background, views)[0]
         return synthetic.render_orbit(scenes, self.cameras[views], self._background)[0]
 
     def reconstruct(
         self,
         networks: dict[str, Any],
         images: Float[Array, "b 4 h w 3"],
-        views: Int[Array, "4"],
+        cameras: Cameras,
     ) -> Gaussians:
-        """What the reconstructor makes of input views."""
-        rays = plucker_rays(self.canonical[views])
-        rays = jnp.broadcast_to(rays[None], (len(images), *rays.shape))
+        """What the reconstructor makes of input views from canonical cameras."""
+        rays = plucker_rays(cameras)
+        rays = jnp.broadcast_to(rays, (len(images), *rays.shape[-4:]))
         return networks["reconstructor"](images, rays)
 
     def compare(
         self,
         gaussians: Gaussians,
-        views: Int[Array, "v"],
+        cameras: Cameras,
         truth: tuple[Float[Array, "b v h w 3"], Float[Array, "b v h w"]],
         constants: Any,
         key: PRNGKey,
@@ -105,14 +129,14 @@ class Supervision:
 
         Args:
             gaussians: in the canonical frame.
-            views: numbers of the views to compare.
+            cameras: of the views to compare, canonical.
             truth: see `truth`.
             constants: what `constants` holds.
             key: of the background.
         """
         rgb, alpha = truth
         background = jax.random.uniform(key, (3,))
-        cameras = self.canonical[views].resize(self._size, self._size)
+        cameras = cameras.resize(self._size, self._size)
         renders = render(gaussians, cameras, background=background)
         shift = (background - self._background).reshape(1, 1, 1, 1, 3)
         wanted = rgb + (1 - alpha[..., None]) * shift
