@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 16
     config.objects = 8192
     config.learning_rate = 5e-4
-    # The text model's own orbit is at 15 degrees, a photo's anywhere.
-    config.elevation_low, config.elevation_high = -10.0, 45.0
+    # The text model's own orbit is at 15 degrees, a photo's between -12.5 and 42.5.
+    config.elevation_jitter = 27.5
     config.compute_dtype = "bfloat16"
     return config

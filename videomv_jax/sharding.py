@@ -272,6 +272,34 @@ def put(tree, sharding: NamedSharding):
     return jax.tree.map(place, tree)
 
 
+def local_rows(sharding: NamedSharding, size: int) -> np.ndarray:
+    """Rows of an array, split along its first axis, that devices of this process hold.
+
+    Args:
+        sharding: of the array.
+        size: its rows.
+    """
+    places = sharding.addressable_devices_indices_map((size,)).values()
+    return np.unique([row for at in places if at for row in range(size)[at[0]]])
+
+
+def put_rows(tree, sharding: NamedSharding, size: int):
+    """Global arrays of which every process holds its `local_rows`, in their order."""
+    rows = local_rows(sharding, size)
+
+    def place(x):
+        if len(rows) == size and sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+
+        def part(at):
+            first = int(np.searchsorted(rows, at[0].start or 0))
+            return x[first : first + len(range(size)[at[0]])]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
+
+    return jax.tree.map(place, tree)
+
+
 def local_copy(tree, mesh: Mesh):
     """Global arrays, whole, on one device of each process: all processes call it."""
     whole = replicated(mesh)

@@ -33,8 +33,8 @@ def test_write(tmp_path):
     assert result.exit_code == 0, result.output
     source = OrbitFolderSource(tmp_path, views=2)
     want = [one.text for one in sample_descriptions(2, 0, "heldout")]
-    assert [source[i]["caption"] for i in range(2)] == want
-    assert source[0]["alpha"].mean() > 0.02
+    assert [source[i].caption for i in range(2)] == want
+    assert source[0].views[..., 3].mean() > 5
 
 
 @pytest.mark.parametrize(

@@ -35,26 +35,21 @@ def root(tmp_path):
 
 def test_round_trip(root):
     source = OrbitFolderSource(root, views=VIEWS)
-    assert source.names == ["one/a", "one/b", "two/a"] and not source.problems
-    item = source[2]
+    assert source.names == ["one/a", "one/b", "two/a"]
+    sample = source[2]
     rgb, alpha = pictures()
-    assert item["name"] == "two/a" and item["caption"] == "thing two/a"
-    assert item["images"].dtype == item["alpha"].dtype == np.float32
-    np.testing.assert_allclose(item["alpha"], alpha, atol=0.6 / 255)
-    np.testing.assert_allclose(item["images"], rgb, atol=1.2 / 255)
-    cameras = item["cameras"]
+    assert sample.name == "two/a" and sample.caption == "thing two/a"
+    seen = sample.views.astype(np.float32) / 255
+    np.testing.assert_allclose(seen[..., 3], alpha, atol=0.6 / 255)
+    cover = seen[..., 3:]
+    want = rgb + (1 - alpha[..., None]) * 0.5  # over white
+    np.testing.assert_allclose(seen[..., :3] * cover + 1 - cover, want, atol=1.2 / 255)
+    cameras = sample.cameras
     assert (cameras.height, cameras.width) == (16, 20)
     np.testing.assert_allclose(
         cameras.world_to_camera, CAMERAS.world_to_camera, atol=1e-5
     )
     np.testing.assert_allclose(cameras.intrinsics, CAMERAS.intrinsics, rtol=1e-5)
-
-
-def test_another_background(root):
-    rgb, alpha = pictures()
-    item = OrbitFolderSource(root, views=VIEWS, background=1.0)[0]
-    want = rgb + (1 - alpha[..., None]) * 0.5
-    np.testing.assert_allclose(item["images"], want, atol=1.2 / 255)
 
 
 def test_layout_is_g_objaverses(root):
@@ -72,7 +67,7 @@ def test_a_json_without_fov_means_the_data_sets(root):
     path = root / f"{PATH}.json"
     fields = json.loads(path.read_text())
     path.write_text(json.dumps({k: fields[k] for k in ("x", "y", "z", "origin")}))
-    cameras = OrbitFolderSource(root, views=VIEWS)[0]["cameras"]
+    cameras = OrbitFolderSource(root, views=VIEWS)[0].cameras
     np.testing.assert_allclose(cameras.intrinsics[1], CAMERAS.intrinsics[1], rtol=1e-5)
 
 
@@ -80,16 +75,19 @@ def test_missing_files_are_reported(root):
     (root / f"{PATH}.png").unlink()
     (root / "one/b/caption.txt").unlink()
     source = OrbitFolderSource(root, views=VIEWS)
-    assert source.names == ["two/a"]
-    assert "00001.png" in source.problems["one/a"]
-    assert "caption.txt" in source.problems["one/b"]
-    with pytest.raises(InputError, match="no complete"):
-        OrbitFolderSource(root, views=24)
+    assert source.names == ["one/a", "one/b", "two/a"]  # places stay
+    with pytest.raises(InputError, match=r"00001\.png: missing"):
+        source[0]
+    assert source[1].caption == ""
+    with pytest.raises(InputError, match="3 views of 24"):
+        OrbitFolderSource(root, views=24)[2]
     with pytest.raises(InputError, match="not a folder"):
         OrbitFolderSource(root / "nowhere")
+    with pytest.raises(InputError, match="collection"):
+        OrbitFolderSource(root, objects=["../a"])[0]
 
 
-@pytest.mark.parametrize("kind", ["cut", "gray", "size", "json", "axes"])
+@pytest.mark.parametrize("kind", ["cut", "gray", "size", "json", "axes", "fov"])
 def test_damaged_files_are_named(root, kind):
     png, camera = root / f"{PATH}.png", root / f"{PATH}.json"
     if kind == "cut":
@@ -102,11 +100,12 @@ def test_damaged_files_are_named(root, kind):
         camera.write_text("{")
     else:
         fields = json.loads(camera.read_text())
-        camera.write_text(json.dumps(fields | {"x": fields["y"]}))
+        wrong = {"x": fields["y"]} if kind == "axes" else {"x_fov": 4.0}
+        camera.write_text(json.dumps(fields | wrong))
     source = OrbitFolderSource(root, views=VIEWS)
     with pytest.raises(InputError, match="00001"):
         source[0]
-    assert source[1]["name"] == "one/b"
+    assert source[1].name == "one/b"
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from videomv_jax.convert import lpips as convert
 from videomv_jax.models.lpips import LPIPS, LPIPSConfig
-from videomv_jax.training.reconstruction import perceptual
+from videomv_jax.training.supervision import perceptual
 from videomv_jax.types import InputError
 
 compare = nnx.jit(lambda lpips, images, truth: lpips(images, truth))

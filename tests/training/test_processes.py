@@ -1,61 +1,30 @@
 """Runs of several processes: the same result as one, and no one waits for ever."""
 
-import os
+import csv
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from small_run import finish, launch
 
-PROGRAM = Path(__file__).with_name("small_run.py")
+from videomv_jax.sharding import STRATEGIES
+
 RUN = ["strategy=fsdp", "fsdp=4", "log_every=4"]
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
-def launch(folder: Path, count: int, *changes: str, prints=None):
-    """Processes with eight devices together."""
-    port = free_port()
-    started = []
-    for i in range(count):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-        }
-        if count > 1:
-            environment |= {
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": str(count),
-                "JAX_PROCESS_ID": str(i),
-            }
-        command = [sys.executable, str(PROGRAM), str(folder), *RUN, *changes]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-    return started
-
-
-def finish(processes, timeout=150):
-    texts = [p.communicate(timeout=timeout)[0] for p in processes]
-    return [p.returncode for p in processes], texts
-
-
 def test_two_processes_learn_what_one_does(tmp_path):
-    """The first run stops half way and resumes; the other is of one process."""
-    two = tmp_path / "two"
-    codes, texts = finish(launch(two, 2, "stop_after_minutes=1e-9"))
+    """The first run stops half way and resumes; the other is of one process.
+
+    The first reads its objects from the hosts, each process a half.
+    """
+    two, host = tmp_path / "two", "task=host"
+    codes, texts = finish(launch(two, 2, *RUN, host, "stop_after_minutes=1e-9"))
     assert codes == [0, 0], texts
     saved = [int(p.name) for p in (two / "checkpoints").iterdir()]
     assert len(saved) == 1 and saved[0] < 12  # stopped, and both at the same step
     assert "step" in texts[0] and "step" not in texts[1]  # one of them speaks
-    both, one = launch(two, 2), launch(tmp_path / "one", 1)
+    both, one = launch(two, 2, *RUN, host), launch(tmp_path / "one", 1, *RUN)
     for codes, texts in (finish(both), finish(one)):
         assert set(codes) == {0}, texts
     found, wanted = (np.load(tmp_path / n / "weights-0.npz") for n in ("two", "one"))
@@ -66,7 +35,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other(tmp_path):
-    processes = launch(tmp_path, 2, "steps=100000", "save_every=20")
+    processes = launch(tmp_path, 2, *RUN, "steps=100000", "save_every=20")
     folder = tmp_path / "checkpoints"
     while not any(p.name.isdigit() for p in folder.glob("*")):  # not half-written ones
         assert all(p.poll() is None for p in processes)
@@ -74,5 +43,33 @@ def test_a_killed_process_ends_the_other(tmp_path):
     processes[1].send_signal(signal.SIGKILL)
     codes, texts = finish(processes)
     assert codes[0] != 0 and texts[0]
-    codes, texts = finish(launch(tmp_path, 1, "steps=100000", "stop_after_minutes=0.1"))
+    codes, texts = finish(
+        launch(tmp_path, 1, *RUN, "steps=100000", "stop_after_minutes=0.1")
+    )
     assert codes == [0] and "resumed at step" in texts[0]
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_tiny_are_equal(tmp_path):
+    """The embedded model in float32: one device, eight under every strategy, and two
+    processes of four.
+
+    Rounding differs between programs and every update carries it on: 1e-4 of the loss.
+    """
+
+    def losses(name: str, count: int, *changes: str, devices: int = 8) -> np.ndarray:
+        changes = ("task=tiny", *changes)
+        run = launch(tmp_path / name, count, *changes, devices=devices)
+        codes, texts = finish(run, timeout=1200)
+        assert set(codes) == {0}, texts
+        rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        return np.array([float(row["loss"]) for row in csv.DictReader(rows)])
+
+    wanted = losses("one", 1, "strategy=dp", devices=1)
+    assert len(wanted) == 50 and len(set(wanted)) == 50
+    found = {name: losses(name, 1, f"strategy={name}") for name in STRATEGIES}
+    found["two processes"] = losses("two", 2, "strategy=fsdp_view")
+    for name, curve in found.items():
+        print(name, np.abs(curve / wanted - 1).max())  # pytest -s shows it
+    for name, curve in found.items():
+        np.testing.assert_allclose(curve, wanted, rtol=1e-4, err_msg=name)

@@ -1,4 +1,4 @@
-"""The three stages in a row, small: each starts from what the one before wrote."""
+"""The stages in a row, small: each starts from what the one before wrote."""
 
 import csv
 import dataclasses
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, small_folder):
-    """Model folders of the three stages of a small preset."""
+    """Model folders of the stages of a small preset."""
     out = tmp_path_factory.mktemp("runs")
     config = dataclasses.replace(read_config(small_folder), name="small")
     patch = pytest.MonkeyPatch()
@@ -44,6 +44,7 @@ def folders(tmp_path_factory, small_folder):
         ("autoencoder", {"views": 2}),
         ("diffusion", {}),
         ("reconstruction", {"corrupted_inputs": 0.5, "lpips": str(metric)}),
+        ("joint", {"corrupted_inputs": 0.5, "feedback": 0.25, "train_text": False}),
     ):
         run = TrainConfig(
             stage=stage,
@@ -74,6 +75,26 @@ def test_folders_grow(folders):
         before, after = (getattr(parts[s], name) for s in (earlier, "reconstruction"))
         for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_joint_training_moves_unet_and_reconstructor(folders):
+    before, after = (load_model(folders[s]) for s in ("reconstruction", "joint"))
+    moved = {
+        part: not np.array_equal(first, second)
+        for part in ("vae", "unet", "text_encoder", "reconstructor")
+        for first, second in [
+            [np.concatenate([np.ravel(x) for x in jax.tree.leaves(getattr(m, part))])
+             for m in (before, after)]
+        ]
+    }  # fmt: skip
+    assert [part for part, any_moved in moved.items() if any_moved] == [
+        "unet",
+        "reconstructor",
+    ]
+    log = Path(folders["joint"]).parent / "metrics.csv"
+    for row in csv.DictReader(log.read_text().splitlines()):
+        parts = [float(row[f"loss_{n}"]) for n in ("denoising", "renders", "feedback")]
+        assert min(parts) > 0 and float(row["loss"]) > parts[0]
 
 
 def test_the_perceptual_term_is_logged(folders):

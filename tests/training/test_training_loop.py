@@ -10,87 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import PartitionSpec
 from rich.console import Console
+from small_run import CONFIG, QUIET, Reverse, losses, run
 
-from videomv_jax.models.layers import linear
 from videomv_jax.sharding import STRATEGIES
-from videomv_jax.training.config import TrainConfig
-from videomv_jax.training.loop import make_mesh, train
+from videomv_jax.training.loop import make_mesh
 from videomv_jax.training.metrics import MetricWriter
 from videomv_jax.training.state import (
-    Networks,
     abstract_state,
     apply_gradients,
     create_state,
 )
 from videomv_jax.training.step import make_optimizer
 from videomv_jax.types import InputError
-
-QUIET = Console(quiet=True)
-CONFIG = TrainConfig(
-    stage="autoencoder",
-    steps=12,
-    batch_size=16,
-    objects=64,
-    learning_rate=0.05,
-    warmup_steps=2,
-    log_every=1,
-    save_every=4,
-    sample_every=100,
-)
-
-
-class Net(nnx.Module):
-    def __init__(self, rngs):
-        self.first = linear(4, 8, dtype=jnp.float32, rngs=rngs)
-        self.second = linear(8, 4, axes=("mlp", "embed"), dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, x):
-        return self.second(jnp.tanh(self.first(x)))
-
-
-class Reverse:
-    """Learn to reverse vectors; noise in the loss shows whether keys resume."""
-
-    def __init__(self, poison=False, noise=0.1, spike_at=-1, broken_at=-1):
-        self.noise, self.events = noise, (spike_at, broken_at)
-        self.networks = Networks(lambda rngs: {"net": Net(rngs)})
-        self.initial = {}
-        x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-        self.constants = {"x": x * np.float32(np.nan if poison else 1)}
-        self.exported = None
-
-    def loss(self, networks, constants, index, key):
-        x = constants["x"][index]
-        noisy = x + self.noise * jax.random.normal(key, x.shape)
-        error = jnp.square(networks["net"](noisy) - x[:, ::-1]).mean()
-        for step, factor in zip(self.events, (1e4, np.nan), strict=True):
-            if step < 0:
-                continue
-            # The step's key tells which step it is.
-            wanted = jax.random.fold_in(jax.random.key(CONFIG.seed + 1), step - 1)
-            same = (jax.random.key_data(wanted) == jax.random.key_data(key)).all()
-            error = error * jnp.where(same, factor, 1.0)
-        return error, {"index_sum": index.sum().astype(jnp.float32)}
-
-    def sheet(self, params, constants):
-        return np.zeros((8, 8, 3), np.float32)
-
-    def export(self, params, constants, folder):
-        self.exported = jax.device_get(params)
-
-
-def losses(folder):
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    return [line.split(",")[:4] for line in lines]
-
-
-def run(folder, task=None, console=QUIET, **changes):
-    task = task or Reverse()
-    train(task, dataclasses.replace(CONFIG, out=str(folder), **changes), console)
-    return task.exported
 
 
 def test_learns_and_writes(tmp_path):

@@ -1,4 +1,4 @@
-"""`videomv data`: look at the synthetic set, or write it out."""
+"""`videomv data`: look at the synthetic set or write it out; real data."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +7,13 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from videomv_jax.cli.data_encode import encode
+from videomv_jax.cli.data_inspect import inspect
 from videomv_jax.types import InputError
 
-data = typer.Typer(help="The synthetic set.", no_args_is_help=True)
+data = typer.Typer(help="The synthetic set, and real data.", no_args_is_help=True)
+data.command()(encode)
+data.command()(inspect)
 
 Count = Annotated[int, typer.Option(min=1, help="How many objects.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which stream of objects.")]

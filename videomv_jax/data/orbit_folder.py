@@ -5,13 +5,18 @@
     <root>/<collection>/<object>/campos_512_v4/00000/00000.json  camera
 
 A camera's json holds its axes in the world, `x` right, `y` down, `z` forward, its
-position `origin`, and the fields of view `x_fov`, `y_fov` in radians. `caption.txt` is
+position `origin`, and the fields of view `x_fov`, `y_fov` in radians; z is up. Code
+that reads them for OpenGL changes the sign of `y` and of `z`: changing one alone, or
+taking `y` for up, makes a left-handed camera, which is refused here. `caption.txt` is
 ours; the name of the folder of views is the data set's, whatever the image size.
+G-Objaverse has 40 views, of which 0 to 23 are the orbit; what else it has of a view,
+albedo, normals, depth and roughness, is not read.
 """
 
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,18 @@ from jaxtyping import Float
 from PIL import Image
 
 from videomv_jax import atomic
+from videomv_jax.data.captions import caption_of
+from videomv_jax.data.samples import (
+    Sample,
+    View,
+    assemble,
+    listed_once,
+    numbers,
+    read_image,
+    read_json,
+    subfolders,
+    world_to_camera,
+)
 from videomv_jax.splat.cameras import Cameras
 from videomv_jax.types import InputError
 
@@ -96,126 +113,124 @@ def _camera_json(cameras: Cameras, view: int) -> dict[str, Any]:
 
 
 class OrbitFolderSource:
-    """Objects of a folder of orbits, in the order of their names.
+    """Objects of a folder of orbits.
 
     Args:
         root: the data set's folder.
-        views: how many views an item has; further ones on disk are left alone.
-        background: grey level behind the object.
+        views: views 0 up to this are read; None: all that are there.
+        captions: by name; objects without one have what is in their `caption.txt`.
+        objects: names to read, in this order; None: all, in the order of their names.
+        elevations: read the `views` first views of those whose camera stands within
+            this many degrees above the equator, from and to, instead.
+        least: views without which an object is of no use; None: all of them.
 
     Attributes:
-        names: complete objects.
-        problems: what the others lack, by name.
+        names: "<collection>/<object>" of all objects.
 
     Raises:
-        InputError: `root` is no folder or holds no complete object.
+        InputError: `root` is no folder or holds no object, or names come twice.
     """
+
+    layout = "orbits"
 
     def __init__(
         self,
         root: str | os.PathLike[str],
         *,
-        views: int = 24,
-        background: float = 0.5,
+        views: int | None = 24,
+        captions: Mapping[str, str] | None = None,
+        objects: Sequence[str] | None = None,
+        elevations: tuple[float, float] | None = None,
+        least: int | None = None,
     ):
         self._root = Path(root)
         self._views = views
-        self._background = background
+        self._captions = captions or {}
+        self._elevations = elevations
+        self._least = least
         if not self._root.is_dir():
             raise InputError(f"root: {self._root} is not a folder")
-        self.names: list[str] = []
-        self.problems: dict[str, str] = {}
-        for folder in sorted(self._root.glob(f"[!.]*/[!.]*/{VIEWS}")):
-            name = folder.parent.relative_to(self._root).as_posix()
-            if missing := self._missing(name):
-                self.problems[name] = missing
-            else:
-                self.names.append(name)
-        if not self.names:
-            found = f"; incomplete: {self.problems}" if self.problems else ""
-            raise InputError(f"root: no complete orbit in {self._root}{found}")
+        # Objects are not looked into: there may be 280,000 of them, far away.
+        self.names = listed_once(
+            list(objects or _two_levels(self._root)), f"root: {self._root}"
+        )
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`name`, `caption`, `images [f h w 3]`, `alpha [f h w]` and `cameras [f]`.
-
-        Raises:
-            InputError: a file is damaged; says which.
-        """
+    def __getitem__(self, index: int) -> Sample:
+        """See `SampleSource`."""
         name = self.names[index]
-        pixels, matrices, intrinsics = [], [], []
-        for k in range(self._views):
-            stem = self._stem(name, k)
-            image = _read_png(stem.with_suffix(".png"))
-            pixels.append(image)
-            if image.shape != pixels[0].shape:
-                raise InputError(
-                    f"{stem}.png: shape {image.shape}, view 0 has {pixels[0].shape}"
-                )
-            matrix, intrinsic = _read_camera(stem.with_suffix(".json"), image.shape)
-            matrices.append(matrix)
-            intrinsics.append(intrinsic)
-        rgba = np.stack(pixels)
-        alpha = rgba[..., 3]
-        images = rgba[..., :3] * alpha[..., None]
-        # numpy, as Grain's threads should not touch devices.
-        cameras = Cameras(
-            np.stack(matrices),  # pyright: ignore[reportArgumentType]
-            np.stack(intrinsics),  # pyright: ignore[reportArgumentType]
-            *alpha.shape[1:],
-        )
-        return {
-            "name": name,
-            "caption": (self._root / name / CAPTION).read_text("utf-8").strip(),
-            "images": images + (1 - alpha[..., None]) * np.float32(self._background),
-            "alpha": alpha,
-            "cameras": cameras,
-        }
+        if len(Path(name).parts) != 2 or ".." in Path(name).parts:
+            raise InputError(f"{name!r}: want '<collection>/<object>'")
+        folder = self._root / name
+        stems = {stem.name: stem for stem in self._stems(folder / VIEWS)}
+        caption = caption_of(name, self._captions, folder / CAPTION)
+        readers = {n: lambda stem=stem: _read_view(stem) for n, stem in stems.items()}
+        return assemble(name, caption, readers, self._least)
 
-    def _stem(self, name: str, view: int) -> Path:
-        return self._root / name / VIEWS / f"{view:05d}" / f"{view:05d}"
-
-    def _missing(self, name: str) -> str:
-        """The first files an object lacks, as text; "" if it is complete."""
-        stems = [self._stem(name, k) for k in range(self._views)]
-        files = [s.with_suffix(kind) for s in stems for kind in (".png", ".json")]
-        files.append(self._root / name / CAPTION)
-        lost = [f.relative_to(self._root / name) for f in files if not f.is_file()]
-        if not lost:
-            return ""
-        return f"{len(lost)} missing: {', '.join(map(str, lost[:3]))}" + (
-            " ..." if len(lost) > 3 else ""
-        )
+    def _stems(self, folder: Path) -> list[Path]:
+        """The views to read, as paths without an ending."""
+        if self._views is not None and self._elevations is None:
+            return [_stem(folder, k) for k in range(self._views)]
+        try:
+            found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror}") from error
+        stems = [_stem(folder, k) for k in found]
+        if self._elevations is None:
+            return stems
+        low, high = self._elevations
+        within = []
+        for stem in stems:
+            try:
+                path = stem.with_suffix(".json")
+                _, origin = _axes(read_json(path), path)
+            except InputError:  # without a camera it is in no band
+                continue
+            ground = math.hypot(origin[0], origin[1])
+            if low <= math.degrees(math.atan2(origin[2], ground)) <= high:
+                within.append(stem)
+        return within[: self._views]
 
 
-def _read_png(path: Path) -> Float[np.ndarray, "h w 4"]:
-    try:
-        with Image.open(path) as image:
-            if image.mode != "RGBA":
-                raise InputError(f"{path}: mode {image.mode}, want RGBA")
-            return np.asarray(image, np.float32) / 255
-    except (OSError, SyntaxError) as error:  # PIL's word for a broken chunk
-        raise InputError(f"{path}: damaged image: {error}") from error
+def _two_levels(root: Path) -> list[str]:
+    """Names of folders in folders, but for hidden ones."""
+    return sorted(
+        f"{outer.name}/{inner.name}"
+        for outer in subfolders(root)
+        for inner in subfolders(outer.path)
+    )
+
+
+def _stem(folder: Path, view: int) -> Path:
+    return folder / f"{view:05d}" / f"{view:05d}"
+
+
+def _read_view(stem: Path) -> View:
+    image = read_image(stem.with_suffix(".png"), alpha=True)
+    matrix, intrinsics = _read_camera(stem.with_suffix(".json"), image.shape)
+    return image, matrix, intrinsics
+
+
+def _axes(
+    fields: dict[str, Any], path: Path
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    axes = numbers([fields.get(name) for name in "xyz"], (3, 3), f"{path}: x, y, z")
+    return axes, numbers(fields.get("origin"), (3,), f"{path}: origin")
 
 
 def _read_camera(
     path: Path, shape: tuple[int, ...]
 ) -> tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4"]]:
     """World-to-camera matrix and intrinsics at the size of the view's image."""
-    try:
-        fields = json.loads(path.read_text())
-        axes = np.array([fields[name] for name in "xyz"], np.float64)
-        origin = np.array(fields["origin"], np.float64)
-        fov = float(fields.get("x_fov", FOV)), float(fields.get("y_fov", FOV))
-        matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = axes, -axes @ origin
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged camera: {error!r}") from error
-    if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-3):
-        raise InputError(f"{path}: x, y, z are not a rotation")
+    fields = read_json(path)
+    axes, origin = _axes(fields, path)
+    fov = [fields.get(f"{side}_fov", FOV) for side in "xy"]
+    fov = numbers(fov, (2,), f"{path}: x_fov, y_fov")
+    if not ((fov > 0) & (fov < math.pi)).all():
+        raise InputError(f"{path}: x_fov, y_fov {fov}; want radians between 0 and pi")
     height, width = shape[:2]
-    focal = width / 2 / math.tan(fov[0] / 2), height / 2 / math.tan(fov[1] / 2)
+    focal = np.array([width, height]) / 2 / np.tan(fov / 2)
     intrinsics = np.array([*focal, width / 2, height / 2], np.float32)
-    return matrix.astype(np.float32), intrinsics
+    return world_to_camera(axes, origin, str(path)), intrinsics

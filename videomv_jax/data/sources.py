@@ -1,107 +1,179 @@
-"""Grain sources and the loader that batches, shuffles and shards them."""
+"""Sources by their place: which layout a folder has, and several sources as one."""
 
-from typing import TYPE_CHECKING, Any, Protocol
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
 
-import grain
-import jax
-
-from videomv_jax.data.synthetic import build_scene, sample_one
-from videomv_jax.data.synthetic.sampling import SPLITS, Split
-from videomv_jax.data.tokenizer import LENGTH, encode
+from videomv_jax.data.captions import read_captions
+from videomv_jax.data.orbit_folder import VIEWS, OrbitFolderSource
+from videomv_jax.data.pictures import SUFFIXES, PictureFolderSource, PictureTarSource
+from videomv_jax.data.samples import (
+    Sample,
+    SampleSource,
+    numbers,
+    read_json,
+    subfolders,
+)
+from videomv_jax.data.shards import MANIFEST, ShardSource
+from videomv_jax.data.view_folder import (
+    CAMERAS,
+    TRANSFORMS,
+    NerfFolderSource,
+    ViewFolderSource,
+)
 from videomv_jax.types import InputError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+LAYOUTS: dict[str, Any] = {
+    "orbits": OrbitFolderSource,
+    "views": ViewFolderSource,
+    "nerf": NerfFolderSource,
+    "pictures": PictureFolderSource,
+    "tars": PictureTarSource,
+    "shards": ShardSource,
+}
 
 
-class Source(Protocol):
-    """What the loader needs: items by number."""
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+    """Where samples are and how to read them.
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-
-
-class SyntheticSource:
-    """Objects of the synthetic set; item i depends on the seed and i alone.
-
-    Args:
-        count: how many objects.
-        tokenizer: makes the captions' tokens.
-        seed: which stream of objects.
-        split: "train" or "heldout".
-        length: tokens per caption.
-
-    Raises:
-        InputError: `count` is not positive or the split unknown.
+    Attributes:
+        path: a folder (or a .tar).
+        layout: one of `LAYOUTS`; "": look.
+        weight: its share where several sources are mixed, relative to the others'.
+        captions: a file for `read_captions`; "": the folder's own.
+        index: from G-Objaverse's names to Objaverse's files, where `captions` goes by
+            uid.
+        objects: a .json list of the names to read; "": all.
+        elevations: degrees, from and to, of the views to read; orbits only.
     """
 
-    def __init__(
-        self,
-        count: int,
-        tokenizer: "PreTrainedTokenizerBase",
-        *,
-        seed: int = 0,
-        split: Split = "train",
-        length: int = LENGTH,
-    ):
-        if count < 1:
-            raise InputError(f"count: got {count}, want at least 1")
-        if split not in SPLITS:
-            raise InputError.unknown("split", split, SPLITS)
-        self._count = count
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._split: Split = split
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`caption`, `tokens [l]` int32 and `scene`, a `Scene` of numpy leaves."""
-        description = sample_one(self._seed, int(index), self._split)
-        tokens, _ = encode(self._tokenizer, [description.text], self._length)
-        return {
-            "caption": description.text,
-            "tokens": tokens[0],
-            "scene": build_scene(description),
-        }
-
-    def __repr__(self) -> str:
-        return f"SyntheticSource({self._count}, {self._seed}, {self._split!r})"
+    path: str
+    layout: str = ""
+    weight: float = 1.0
+    captions: str = ""
+    index: str = ""
+    objects: str = ""
+    elevations: tuple[float, float] | None = None
 
 
-def loader(
-    source: Source,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    shuffle: bool = True,
-    process: tuple[int, int] | None = None,
-) -> grain.DatasetIterator:
-    """Batches without end, each process its share, in the same order every time.
-
-    The iterator's `get_state` and `set_state` resume exactly; so do Grain's handlers
-    for Orbax.
-
-    Args:
-        source: items by number, dictionaries of arrays.
-        batch_size: items of a step over all processes.
-        seed: of the order, which differs from epoch to epoch.
-        shuffle: or the source's own order.
-        process: (index, count); by default this JAX process.
+def read_specs(source: str | os.PathLike[str]) -> list[SourceSpec]:
+    """The sources a path means: itself; or those that a .json file lists, which are
+    objects with the fields of `SourceSpec`, their paths relative to the file.
 
     Raises:
-        InputError: the batch does not divide over the processes.
+        InputError: nothing there, or the file holds something else.
     """
-    index, count = process or (jax.process_index(), jax.process_count())
-    if batch_size < 1 or batch_size % count:
-        raise InputError(
-            f"batch_size: {batch_size} does not divide over {count} processes"
-        )
-    items = grain.MapDataset.source(source).seed(seed)  # type: ignore[arg-type]
-    items = items.shuffle() if shuffle else items
-    items = items.repeat()[index::count]
-    batches = items.batch(batch_size // count)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(4, prefetch_buffer_size=8)))
+    source = Path(source)
+    if source.suffix != ".json":
+        return [SourceSpec(str(source))]
+    known = {f.name: f for f in dataclasses.fields(SourceSpec)}
+    specs = []
+    for number, entry in enumerate(read_json(source, list)):
+        where = f"{source}: entry {number}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise InputError(f"{where}: want an object with a path")
+        for name in entry:
+            if name not in known:
+                raise InputError.unknown(f"field in {where}", name, known)
+        values = dict(entry)
+        for name in ("layout", "captions", "index", "objects"):
+            if not isinstance(values.get(name, ""), str):
+                raise InputError(f"{where}: {name} is no text")
+        for name in ("path", "captions", "index", "objects"):
+            if values.get(name):
+                values[name] = str(source.parent / values[name])
+        if "weight" in values:
+            values["weight"] = float(numbers(values["weight"], (), f"{where}: weight"))
+            if values["weight"] <= 0:
+                raise InputError(f"{where}: weight {values['weight']}; want above 0")
+        if values.get("elevations") is not None:
+            band = numbers(values["elevations"], (2,), f"{where}: elevations")
+            values["elevations"] = (float(band[0]), float(band[1]))
+        specs.append(SourceSpec(**values))
+    if not specs:
+        raise InputError(f"{source}: lists no source")
+    return specs
+
+
+def open_source(
+    spec: SourceSpec, views: int | None = 24, *, least: int | None = None
+) -> SampleSource:
+    """The samples of one source.
+
+    Args:
+        spec: where and how.
+        views: how many views a sample has; None: all there are.
+        least: views without which a sample is of no use; None: all of them.
+
+    Raises:
+        InputError: nothing there, an unknown layout, or a file that cannot be read.
+    """
+    layout = spec.layout or recognise(spec.path)
+    if layout not in LAYOUTS:
+        raise InputError.unknown("layout", layout, LAYOUTS)
+    options: dict[str, Any] = {}
+    if spec.captions:
+        options["captions"] = read_captions(spec.captions, spec.index or None)
+    if spec.objects:
+        names = read_json(spec.objects, list)
+        if not all(isinstance(name, str) for name in names):
+            raise InputError(f"{spec.objects}: want a list of names")
+        options["objects"] = names
+    if layout in ("orbits", "views", "nerf"):
+        options |= {"views": views, "least": least}
+    if spec.elevations is not None:
+        options["elevations"] = spec.elevations
+    try:
+        return LAYOUTS[layout](spec.path, **options)
+    except TypeError as error:
+        raise InputError(f"{spec.path}: layout {layout!r}: {error}") from error
+
+
+def recognise(path: str | os.PathLike[str]) -> str:
+    """The name of a folder's layout, from what is in it.
+
+    Raises:
+        InputError: none of the known ones.
+    """
+    path = Path(path)
+    if path.suffix == ".tar" and path.is_file():
+        return "tars"
+    if not path.is_dir():
+        raise InputError(f"source: {path} is not a folder")
+    if (path / MANIFEST).is_file():
+        return "shards"
+    if any(path.glob("*.tar")):
+        return "tars"
+    inner = [Path(entry.path) for entry in subfolders(path)]
+    for files, layout in (((CAMERAS,), "views"), (TRANSFORMS, "nerf")):
+        if any((f / name).exists() for f in (path, *inner) for name in files):
+            return layout
+    if any((Path(e.path) / VIEWS).exists() for f in inner for e in subfolders(f)):
+        return "orbits"
+    if any(p.suffix.lower() in SUFFIXES for p in path.rglob("*")):
+        return "pictures"
+    raise InputError(
+        f"source: {path} has none of the known layouts {', '.join(LAYOUTS)}; "
+        "docs/data.md shows them"
+    )
+
+
+def next_good(source: SampleSource, index: int) -> tuple[Sample, dict[str, str]]:
+    """The sample at a place, or the first readable one after it, round the end.
+
+    Returns:
+        The sample, and what is wrong with those that were passed over, by name.
+
+    Raises:
+        InputError: no sample of the source can be read.
+    """
+    problems: dict[str, str] = {}
+    for step in range(len(source)):
+        place = (index + step) % len(source)
+        try:
+            return source[place], problems
+        except InputError as error:
+            problems[source.names[place]] = str(error)
+    raise InputError(f"no sample can be read: {next(iter(problems.values()))}")

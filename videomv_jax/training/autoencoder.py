@@ -13,6 +13,7 @@ from videomv_jax.model_folder import ModelConfig, save_model
 from videomv_jax.models.vae import VAE
 from videomv_jax.training import pool
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Batch, Feed, Numbers
 from videomv_jax.training.state import Networks, Params
 from videomv_jax.training.step import Metrics
 from videomv_jax.types import PRNGKey
@@ -31,16 +32,17 @@ class AutoencoderTask:
         sizes = dataclasses.replace(model.vae, dtype=config.compute_dtype)
         self.networks = Networks(lambda rngs: {"vae": VAE(sizes, rngs=rngs)})
         self.initial: Params = {}
+        self.feed: Feed = Numbers(config.objects)
         self.constants = pool.scenes(pool.descriptions(config))
         self._cameras = model.cameras.orbit()
         self._reconstruct = jax.jit(self._reconstruct_views)
 
     def loss(
-        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
         vae = networks["vae"]
-        scenes = jax.tree.map(lambda x: x[index], constants)
+        scenes = jax.tree.map(lambda x: x[batch], constants)
         key_views, key_noise = jax.random.split(key)
         count = len(self._cameras.intrinsics)
         views = jax.random.choice(

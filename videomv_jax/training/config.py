@@ -18,7 +18,7 @@ from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.parts import TRAIN
 from videomv_jax.types import InputError
 
-Stage = Literal["autoencoder", "diffusion", "reconstruction"]
+Stage = Literal["autoencoder", "diffusion", "reconstruction", "joint"]
 REMAT = ("none", "block", "attention", "offload")
 
 
@@ -29,9 +29,10 @@ class TrainConfig:
     Attributes:
         stage: which networks train: the VAE; the UNet (with the text encoder where
             `train_text`, and the image encoder where `train_image`); the
-            reconstructor.
+            reconstructor; UNet and reconstructor together.
         model: preset of every network.
-        init_from: model folder that gives frozen networks and initial weights.
+        init_from: model folder, or name of an embedded model, that gives frozen
+            networks and initial weights.
         out: folder of the run: checkpoints, metrics, samples, exported model.
         steps: updates in all; the learning rate ends at 0 there.
         stop_after_minutes: save and stop this long after the program started;
@@ -39,10 +40,15 @@ class TrainConfig:
         batch_size: objects per step over all processes.
         accumulate: parts of a batch that go through the networks one after another;
             their gradients are averaged.
-        objects: how many different objects the run draws from.
+        objects: how many different objects of the synthetic set the run draws from.
+        source: real data in place of the synthetic set: a folder in a known layout, of
+            shards best, or a .json that lists several, see
+            `videomv_jax.data.sources.read_specs`.
+        threads: that read the source, per process.
         seed: of weights, noise and data order.
         compute_dtype: of the networks; parameters stay float32.
-        remat: what the UNet's backward pass recomputes, see `UNetConfig.remat`.
+        remat: what the UNet's backward pass recomputes, see `UNetConfig.remat`; the
+            reconstructor's recomputes its layers with any but "none".
         learning_rate, warmup_steps, weight_decay, beta2, clip_norm: AdamW.
         rate_spatial, rate_text: factors on the learning rate of the UNet's layers
             that see one view at a time, and of the text encoder.
@@ -68,19 +74,26 @@ class TrainConfig:
             caption is the unconditional prompt, their photo's vector zero.
         caption_dropout: share of captions replaced by an empty text, so that a photo
             alone will do.
-        elevation_jitter: the objects' orbits stand up to this many degrees higher or
-            lower than the model's.
+        elevation_jitter: orbits of the synthetic set stand up to this many degrees
+            higher or lower than the model's.
         turned: share of objects that are turned around the vertical by any angle, as
             the objects of photos are.
         rolled_views: start the views anywhere on the orbit, while the photo and the
             cameras stay, as the original does in its image-to-views training.
         offset_noise: standard deviation of the noise shared by a channel and view.
+        image_batch: clips of one view, without its camera, that a step adds to its
+            objects: single images (diffusion). 0: none.
+        image_weight: their share of the loss.
         supervised_views: rendered views beside the 4 inputs (reconstruction).
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.
         corrupted_inputs: share of objects whose 4 inputs are the UNet's x0 of noised
-            latents, what the reconstructor meets while sampling.
-        elevation_low, elevation_high: degrees; objects whose inputs are clean are seen
-            from orbits in between. Equal: from the model's own (reconstruction).
+            latents, what the reconstructor meets while sampling. In joint training the
+            loss of what is made of them flows into the UNet.
+        supervised_size: height and width of the views that are compared; 0: those of
+            the model's views.
+        joint_weight: of the reconstruction's loss beside the denoising loss (joint).
+        feedback: share of objects whose renders are encoded, noised less and denoised
+            again, as 3D-aware sampling does (joint).
         lpips: file of the perceptual metric's weights, lpips.safetensors as
             `videomv convert` writes it; "": no such term (reconstruction).
         lpips_weight: of that term.
@@ -95,6 +108,8 @@ class TrainConfig:
     batch_size: int = 64
     accumulate: int = 1
     objects: int = 32768
+    source: str = ""
+    threads: int = 4
     seed: int = 0
     compute_dtype: str = "float32"
     remat: str = "none"
@@ -133,11 +148,14 @@ class TrainConfig:
     turned: float = 0.0
     rolled_views: bool = False
     offset_noise: float = 0.0
+    image_batch: int = 0
+    image_weight: float = 0.125
     supervised_views: int = 4
+    supervised_size: int = 0
     even_inputs: float = 0.5
     corrupted_inputs: float = 0.0
-    elevation_low: float = 0.0
-    elevation_high: float = 0.0
+    joint_weight: float = 1.0
+    feedback: float = 0.0
     lpips: str = ""
     lpips_weight: float = 1.0
 
@@ -189,10 +207,10 @@ def freeze(values: dict) -> TrainConfig:
         if getattr(config, name) not in known:
             raise InputError.unknown(name, getattr(config, name), known)
     at_least_1 = ("steps", "batch_size", "accumulate", "objects", "log_every")
-    for name in (*at_least_1, "save_every", "keep", "views", "lora_rank"):
+    for name in (*at_least_1, "save_every", "keep", "views", "lora_rank", "threads"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 1")
-    for name in ("sample_every", "keep_every", "spike_factor"):
+    for name in ("sample_every", "keep_every", "spike_factor", "image_batch"):
         if getattr(config, name) < 0:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 0")
     if config.batch_size % config.accumulate:
@@ -205,15 +223,16 @@ def freeze(values: dict) -> TrainConfig:
             f"train: {config.train!r} is for the diffusion stage, from the weights "
             "that `init_from` has"
         )
+    if config.source and config.stage == "autoencoder":
+        raise InputError("source: the autoencoder stage trains on the synthetic set")
+    if config.image_batch and config.stage != "diffusion":
+        raise InputError("image_batch: is for the diffusion stage")
+    if config.turned and config.stage != "diffusion":
+        raise InputError("turned: is for the diffusion stage")
     shares = ("condition_dropout", "caption_dropout", "turned", "even_inputs")
-    for name in (*shares, "corrupted_inputs"):
+    for name in (*shares, "corrupted_inputs", "feedback", "image_weight"):
         if not 0 <= getattr(config, name) <= 1:
             raise InputError(f"{name}: {getattr(config, name)}; want 0 to 1")
-    if not -90 <= config.elevation_low <= config.elevation_high <= 90:
-        raise InputError(
-            f"elevation_low, elevation_high: {config.elevation_low}, "
-            f"{config.elevation_high}; want -90 to 90 degrees, in this order"
-        )
     return config
 
 

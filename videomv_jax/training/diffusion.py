@@ -2,14 +2,15 @@
 
 import dataclasses
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
+from videomv_jax import sharding
 from videomv_jax.data.tokenizer import encode
 from videomv_jax.diffusion import losses, process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
@@ -19,15 +20,35 @@ from videomv_jax.models.unet import UNet
 from videomv_jax.models.vae import VAE
 from videomv_jax.sampling import samplers
 from videomv_jax.sampling.loop import sample
-from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.conventions import unet_condition
 from videomv_jax.training import pool
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Batch, Feed, Numbers, SourceFeed, objects_of
 from videomv_jax.training.state import Networks, Params
 from videomv_jax.training.step import Metrics
-from videomv_jax.types import InputError, PRNGKey
+from videomv_jax.types import InputError, Latents, PRNGKey
 
 SHOWN = 4
+
+
+class Denoised(NamedTuple):
+    """Noised clips and what the UNet made of them.
+
+    Attributes:
+        x0: clean latents.
+        t: time of each clip.
+        noised: latents at that time.
+        output: the UNet's prediction.
+        error: its squared error, of each clip.
+        told: what the UNet was told beside it, by name of its arguments.
+    """
+
+    x0: Latents
+    t: Int[Array, "b"]
+    noised: Latents
+    output: Latents
+    error: Float[Array, "b"]
+    told: dict[str, Any]
 
 
 class DiffusionTask:
@@ -38,6 +59,8 @@ class DiffusionTask:
     takes photos, the first view is the photo, and its vector is zero in that branch.
     """
 
+    _shows_views = False  # whether the loss compares views, beside latents
+
     def __init__(self, config: TrainConfig, model: ModelConfig):
         """The structure alone, its arrays as shapes: what a plan of the run needs."""
         assert model.unet is not None and model.text_encoder is not None
@@ -45,22 +68,10 @@ class DiffusionTask:
         self._config, self._model = config, model
         self._schedule = schedule.by_name(model.schedule)
         self._cameras = model.cameras.orbit()
-        unet: Any = dataclasses.replace(
-            model.unet, dtype=config.compute_dtype, remat=config.remat
-        )
-        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
-        vae = dataclasses.replace(model.vae, dtype=config.compute_dtype)
         self._photos = model.image_encoder is not None
-        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
-        frozen: dict[str, Any] = {"vae": lambda rngs: VAE(vae, rngs=rngs)}
-        texts = trained if config.train_text else frozen
-        texts["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
-        if model.image_encoder is not None:
-            vision = dataclasses.replace(
-                model.image_encoder, dtype=config.compute_dtype
-            )
-            photos = trained if config.train_image else frozen
-            photos["image_encoder"] = lambda rngs: VisionEncoder(vision, rngs=rngs)
+        if self._photos and config.image_batch:
+            raise InputError(f"image_batch: model {config.model!r} takes photos")
+        trained, frozen = self._builders()
         self.networks, self._frozen = (
             Networks(lambda rngs, all=all: {n: make(rngs) for n, make in all.items()})
             for all in (trained, frozen)
@@ -69,6 +80,7 @@ class DiffusionTask:
         self._start: LoadedModel | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.initial: Params = {}
+        self.feed: Feed = Numbers(config.objects)
         shape = jax.ShapeDtypeStruct
         n, views, length = (
             config.objects,
@@ -86,11 +98,31 @@ class DiffusionTask:
                 None,
                 shape((n, length), jnp.int32),
                 shape(latents, jnp.bfloat16),
-                jax.eval_shape(lambda: self._orbits(n)),
-                shape(photos, jnp.uint8) if self._photos else None,
+                photos=shape(photos, jnp.uint8) if self._photos else None,
             ),
         }
         self._sample = jax.jit(self._sampled_views)
+
+    def _builders(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What makes the networks that train, and those that stay."""
+        config, model = self._config, self._model
+        assert model.unet and model.text_encoder and model.vae
+        unet: Any = dataclasses.replace(
+            model.unet, dtype=config.compute_dtype, remat=config.remat
+        )
+        text = dataclasses.replace(model.text_encoder, dtype=config.compute_dtype)
+        vae = dataclasses.replace(model.vae, dtype=config.compute_dtype)
+        trained: dict[str, Any] = {"unet": lambda rngs: UNet(unet, rngs=rngs)}
+        frozen: dict[str, Any] = {"vae": lambda rngs: VAE(vae, rngs=rngs)}
+        texts = trained if config.train_text else frozen
+        texts["text_encoder"] = lambda rngs: TextEncoder(text, rngs=rngs)
+        if model.image_encoder is not None:
+            vision = dataclasses.replace(
+                model.image_encoder, dtype=config.compute_dtype
+            )
+            photos = trained if config.train_image else frozen
+            photos["image_encoder"] = lambda rngs: VisionEncoder(vision, rngs=rngs)
+        return trained, frozen
 
     def random_constants(self, key: PRNGKey) -> Any:
         """Values of the constants' shapes, for measurements: random ones."""
@@ -106,18 +138,11 @@ class DiffusionTask:
                 None,
                 jax.random.randint(key_tokens, objects.tokens.shape, 0, vocabulary),
                 jax.random.normal(key_latents, objects.latents.shape, jnp.bfloat16),
-                self._orbits(len(objects.tokens)),
-                jax.random.bits(key_photos, objects.photos.shape, jnp.uint8)
+                photos=jax.random.bits(key_photos, objects.photos.shape, jnp.uint8)
                 if self._photos
                 else None,
             ),
         }
-
-    def _orbits(self, count: int) -> Cameras:
-        """The model's orbit for each of some objects."""
-        return jax.tree.map(
-            lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), self._cameras
-        )
 
     @classmethod
     def load(
@@ -143,20 +168,31 @@ class DiffusionTask:
         task.initial = pool.given(start, task.networks, trained)
         task._frozen, frozen_params = Networks.split(frozen)
         length = model.text_encoder.length
-        negative, empty = encode(
-            tokenizer, [model.sampling.negative_prompt, ""], length
-        )[0]
-        elevation, azimuth = pool.stand(config, model.cameras)
-        objects = pool.encoded(
-            pool.descriptions(config),
-            frozen["vae"],
-            tokenizer,
-            length,
-            model.cameras,
-            elevation=elevation,
-            azimuth=azimuth,
-            photos=task._photos,
-        )
+        prompts = [model.sampling.negative_prompt, ""]
+        negative, empty = encode(tokenizer, prompts, length)[0]
+        if config.source:
+            source = SourceFeed(
+                config,
+                model,
+                tokenizer,
+                frozen["vae"],
+                None if config.train_text else frozen["text_encoder"],
+                coverage=task._shows_views or task._photos,
+            )
+            task.feed = source
+            objects = source.held(SHOWN, frozen["vae"])
+        else:
+            elevation, azimuth = pool.stand(config, model.cameras)
+            objects = pool.encoded(
+                pool.descriptions(config),
+                frozen["vae"],
+                tokenizer,
+                length,
+                model.cameras,
+                elevation=elevation,
+                azimuth=azimuth,
+                photos=task._photos,
+            )
         task.constants = {
             "frozen": frozen_params,
             "uncond": negative[None],
@@ -166,14 +202,47 @@ class DiffusionTask:
         return task
 
     def loss(
-        self, networks: dict[str, Any], constants: Any, index: Array, key: PRNGKey
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         """See `Task.loss`."""
+        networks = self._frozen.merge(constants["frozen"]) | networks
+        objects = self._objects(networks, constants, batch, key)
+        if not self._config.image_batch:
+            done = self._denoise(networks, constants, objects, key)
+            return done.error.mean(), self._metrics(done)
+        key, key_images = jax.random.split(key)
+        done = self._denoise(networks, constants, objects, key)
+        among = objects if self._config.source else constants["pool"]
+        images = self._denoise_images(networks, constants, among, key_images)
+        weight = self._config.image_weight
+        loss = (1 - weight) * done.error.mean() + weight * images
+        return loss, self._metrics(done) | {"loss_images": images}
+
+    def _objects(
+        self, networks: dict[str, Any], constants: Any, batch: Batch, key: PRNGKey
+    ) -> pool.Pool:
+        """The objects of a batch."""
+        cameras = self._model.cameras
+        return objects_of(
+            batch,
+            constants["pool"],
+            networks["vae"],
+            cameras,
+            jax.random.fold_in(key, 1),
+        )
+
+    def _denoise(
+        self,
+        networks: dict[str, Any],
+        constants: Any,
+        objects: pool.Pool,
+        key: PRNGKey,
+    ) -> "Denoised":
+        """The networks' view of objects' clips, noised at a random time each."""
         config = self._config
-        all_networks = self._frozen.merge(constants["frozen"]) | networks
-        objects = constants["pool"]
         key_t, key_noise, key_drop, key_network = jax.random.split(key, 4)
-        x0 = objects.latents[index].astype(jnp.float32)
+        latents: Any = objects.latents
+        x0 = latents.astype(jnp.float32)
         b, f = x0.shape[:2]
         if config.rolled_views:
             first = jax.random.randint(jax.random.fold_in(key_drop, 2), (b, 1), 0, f)
@@ -185,63 +254,104 @@ class DiffusionTask:
         captionless = jax.random.bernoulli(
             jax.random.fold_in(key_drop, 1), config.caption_dropout, (b,)
         )
-        output = networks["unet"](
-            process.add_noise(self._schedule, x0, noise, t),
-            t,
-            **self._told(all_networks, constants, index, dropped, captionless),
-            key=key_network,
-        )
+        told = self._told(networks, constants, objects, dropped, captionless)
+        noised = process.add_noise(self._schedule, x0, noise, t)
+        output = networks["unet"](noised, t, **told, key=key_network)
         kind = self._model.prediction
         wanted = process.target(self._schedule, kind, x0, noise, t)
         error = losses.squared_error(output, wanted)
-        # Where the picture is decided: the noisiest fifth.
-        early = (t >= len(self._schedule.alpha) * 4 // 5).astype(error.dtype)
-        noisy = (error * early).sum() / jnp.maximum(early.sum(), 1)
-        return error.mean(), {"loss_noisiest": noisy}
+        return Denoised(x0, t, noised, output, error, told)
 
     def _told(
         self,
         networks: dict[str, Any],
         constants: Any,
-        index: Array,
+        objects: pool.Pool,
         dropped: Bool[Array, "b"],
         captionless: Bool[Array, "b"],
     ) -> dict[str, Any]:
         """What the UNet is told of some objects, or instead where that is dropped."""
-        objects = constants["pool"]
-        tokens = objects.tokens[index]
-        tokens = jnp.where(captionless[:, None], constants["empty"], tokens)
-        tokens = jnp.where(dropped[:, None], constants["uncond"], tokens)
-        cameras = jax.tree.map(lambda x: x[index], objects.cameras)
-        told = {
-            "context": networks["text_encoder"](tokens),
-            "camera": unet_condition(cameras),
-        }
+        encoder = networks["text_encoder"]
+        texts = (captionless, constants["empty"]), (dropped, constants["uncond"])
+        if objects.states is None:
+            context: Any = objects.tokens
+            for instead, tokens in texts:
+                context = jnp.where(instead[:, None], tokens, context)
+            context = encoder(context)
+        else:
+            context = objects.states
+            for instead, tokens in texts:
+                states = encoder(tokens)
+                context = jnp.where(instead[:, None, None], states, context)
+            context = context.astype(states.dtype)
+        told = {"context": context, "camera": self._condition(objects)}
+        latents: Any = objects.latents
         if self._photos:
-            photos = objects.photos[index].astype(jnp.float32) / 255
+            if objects.photos is None:
+                views: Any = objects.scenes
+                background = self._model.cameras.background
+                photos = views.over(background, slice(1))[0][:, 0]
+            else:
+                stored: Any = objects.photos
+                photos = stored.astype(jnp.float32) / 255
             vectors = networks["image_encoder"](photos)
             told["image"] = ImagePrompt(
-                objects.latents[index, 0].astype(jnp.float32),
+                latents[:, 0].astype(jnp.float32),
                 jnp.where(dropped[:, None], 0.0, vectors),
             )
         if self._model.unet is not None and self._model.unet.fps_condition:
-            told["fps"] = jnp.full(len(index), self._model.sampling.fps)
+            told["fps"] = jnp.full(len(latents), self._model.sampling.fps)
         return told
+
+    def _condition(self, objects: pool.Pool) -> Float[Array, "b f 16"] | None:
+        """What the UNet is told of the objects' cameras; pictures have none."""
+        b, f = objects.latents.shape[:2]
+        if objects.cameras is not None:
+            return unet_condition(objects.cameras)
+        if f != len(self._cameras.intrinsics):
+            return None
+        camera = unet_condition(self._cameras)
+        return jnp.broadcast_to(camera[None], (b, *camera.shape))
+
+    def _denoise_images(
+        self,
+        networks: dict[str, Any],
+        constants: Any,
+        objects: pool.Pool,
+        key: PRNGKey,
+    ) -> Float[Array, ""]:
+        """The mean loss of clips of one view without its camera: single images.
+
+        They are views of random objects of the pool, or of the batch.
+        """
+        key_object, key_view, key = jax.random.split(key, 3)
+        shape = (self._config.image_batch,)
+        latents: Any = objects.latents
+        n, views = latents.shape[:2]
+        index = jax.random.randint(key_object, shape, 0, n)
+        x0 = latents[index, jax.random.randint(key_view, shape, 0, views)]
+        x0 = sharding.constrain(x0[:, None].astype(jnp.float32), "batch")
+        tokens: Any = objects.tokens
+        images = pool.Pool(None, tokens[index], x0)
+        return self._denoise(networks, constants, images, key).error.mean()
+
+    def _metrics(self, done: "Denoised") -> Metrics:
+        # Where the picture is decided: the noisiest fifth.
+        early = (done.t >= len(self._schedule.alpha) * 4 // 5).astype(jnp.float32)
+        noisy = (done.error * early).sum() / jnp.maximum(early.sum(), 1)
+        return {"loss_noisiest": noisy}
 
     def _sampled_views(self, params: Params, constants: Any) -> tuple[Array, Array]:
         """Training objects' views, and views sampled of their captions or photos."""
         parts: Any = self._frozen.merge(constants["frozen"])
         parts |= self.networks.merge(params)
         sampling = self._model.sampling
-        truth = constants["pool"].latents[:SHOWN].astype(jnp.float32)
-        branches = jnp.arange(2 * len(truth))
-        told = self._told(
-            parts,
-            constants,
-            branches % len(truth),
-            branches >= len(truth),
-            jnp.full(len(branches), self._photos),
-        )
+        shown = jax.tree.map(lambda x: x[:SHOWN], constants["pool"])
+        truth = shown.latents.astype(jnp.float32)
+        branches = jax.tree.map(lambda x: jnp.concatenate([x, x]), shown)
+        dropped = jnp.arange(2 * len(truth)) >= len(truth)
+        captionless = jnp.full(dropped.shape, self._photos)
+        told = self._told(parts, constants, branches, dropped, captionless)
         done = sample(
             lambda x, t: parts["unet"](x, t, **told),
             self._model.prediction,
@@ -249,7 +359,7 @@ class DiffusionTask:
             process.sample_noise(jax.random.key(0), truth.shape),
             guidance=sampling.guidance,
         )
-        some = np.arange(0, len(self._cameras.intrinsics), 6)
+        some = np.arange(0, truth.shape[1], 6)
         return parts["vae"].decode(truth[:, some]), parts["vae"].decode(done.x[:, some])
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:

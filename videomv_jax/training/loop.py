@@ -15,6 +15,7 @@ from videomv_jax import sharding
 from videomv_jax.training import parts
 from videomv_jax.training.checkpoint import Checkpoints
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Batch, batches
 from videomv_jax.training.flops import count as count_flops
 from videomv_jax.training.metrics import MetricWriter, mfu
 from videomv_jax.training.state import TrainState, create_state
@@ -47,7 +48,8 @@ def train(task: Task, config: TrainConfig, console: Console) -> Path | None:
     state = create_state(
         task.networks, make_optimizer(config), config, mesh, task.initial
     )
-    data = _indices(config)
+    place = sharding.batch_sharding(mesh)
+    data = batches(task.feed, config, sharding.local_rows(place, config.batch_size))
     with contextlib.ExitStack() as files:
         checkpoints = Checkpoints(out / "checkpoints", config, console)
         files.callback(checkpoints.close)
@@ -94,7 +96,7 @@ class _Run:
         """From where `state` stands to the end, or to where the run has to stop."""
         config, batch = self.config, sharding.batch_sharding(self.mesh)
         key = _replicated_key(config.seed + 1, self.mesh)
-        example = sharding.put(np.zeros(config.batch_size, np.int64), batch)
+        example = sharding.put_rows(self._example(), batch, config.batch_size)
         step, flops = self._compile(state, example, key)
 
         clock, waited = time.perf_counter(), 0.0
@@ -102,9 +104,9 @@ class _Run:
         wish = Wish.GO_ON
         for number in range(start + 1, config.steps + 1):
             waiting = time.perf_counter()
-            index = sharding.put(next(self.data), batch)
+            read = sharding.put_rows(next(self.data), batch, config.batch_size)
             waited += time.perf_counter() - waiting
-            state, metrics = step(state, self.constants, index, key)
+            state, metrics = step(state, self.constants, read, key)
             wish = self.stop.wish()
             last = number == config.steps or wish != Wish.GO_ON
             log, save = (
@@ -124,6 +126,8 @@ class _Run:
                     "objects_per_s": speed * config.batch_size,
                     "data_wait": waited / seconds,
                 }
+                if config.source:
+                    values["unreadable"] = len(self.task.feed.problems)
                 if (share := mfu(flops, speed)) is not None:
                     values["mfu"] = share
                 self.writer.write(number, config.steps, values)
@@ -138,6 +142,14 @@ class _Run:
             if last:
                 break
         return state, wish
+
+    def _example(self) -> Batch:
+        """The rows of this process of some batch, for their shapes."""
+        rows = sharding.local_rows(
+            sharding.batch_sharding(self.mesh), self.config.batch_size
+        )
+        first = self.task.feed.numbers(self.config.seed)[0]
+        return self.task.feed.load(np.stack([np.asarray(first)] * len(rows)))
 
     def weights(self, state: TrainState) -> parts.Params:
         """The averaged model, whole, on one device; all processes call it."""
@@ -199,14 +211,3 @@ def make_mesh(config: TrainConfig, devices=None) -> Mesh:
 def _replicated_key(seed: int, mesh: Mesh):
     whole = sharding.replicated(mesh)
     return jax.jit(lambda: jax.random.key(seed), out_shardings=whole)()
-
-
-def _indices(config: TrainConfig) -> grain.DatasetIterator:
-    """Shuffled object numbers, those of a whole step at a time, for ever.
-
-    Every process has all of them, and its devices take theirs: the order, and where to
-    resume in it, do not depend on how many processes and devices there are.
-    """
-    numbers = grain.MapDataset.range(config.objects).shuffle(seed=config.seed)
-    batches = numbers.repeat().batch(config.batch_size, drop_remainder=True)
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1)))

@@ -50,11 +50,16 @@ class MetricWriter:
         self._samples = folder / "samples"
         self._samples.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.csv"
-        kept = _rows_until(path, start_step)
-        self._file = path.open("w", newline="")
         self._csv: csv.DictWriter | None = None
+        kept = _rows_until(path, start_step)
+        # Beside the old file, which is there until the new one is: nothing is lost to
+        # a run that is killed here.
+        fresh = path.with_suffix(".new")
+        self._file = fresh.open("w", newline="")
         for row in kept:
             self._append(row)
+        self._file.flush()
+        fresh.replace(path)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
 
     def write(self, step: int, total: int, values: Mapping[str, float]) -> None:
@@ -91,4 +96,6 @@ def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        # A run that is killed may leave half a line.
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        return [row for row in rows if int(row["step"]) <= step]

@@ -1,7 +1,7 @@
-"""The objects a run on the synthetic set draws from, as arrays on the device.
+"""The objects a run draws from, as arrays on the device.
 
-A step gets object numbers alone and renders, or looks up, the rest: the data
-pipeline moves a few hundred bytes a step.
+On the synthetic set a step gets object numbers alone and renders, or looks up, the
+rest: the data pipeline moves a few hundred bytes a step.
 """
 
 import dataclasses
@@ -43,19 +43,46 @@ class Pool:
     """Objects of the training split and what the later stages need of them.
 
     Attributes:
-        scenes: their geometry, leaves `[n, ...]`; None in a plan.
+        scenes: their geometry, leaves `[n, ...]`, or views of theirs from a source;
+            None in a plan.
         tokens: `[n, l]` captions.
         latents: `[n, f, h, w, 4]` scaled VAE means of their orbits, bfloat16.
         cameras: `[n, f]`, as the UNet is told them: of a turned object those of one
-            that is not.
-        photos: `[n, h, w, 3]` the first views, 8 bits; None for models without photos.
+            that is not. None: each object has the model's orbit, or pictures, which
+            have no camera.
+        states: `[n, l, d]` of the captions, where they are known.
+        photos: `[n, h, w, 3]` the first views, 8 bits, where the model takes photos.
     """
 
-    scenes: synthetic.Scene | None
+    scenes: "synthetic.Scene | Views | None"
     tokens: Int[Array, "n l"] | jax.ShapeDtypeStruct
     latents: Float[Array, "n f h w c"] | jax.ShapeDtypeStruct
-    cameras: Cameras
+    cameras: Cameras | None = None
+    states: Float[Array, "n l d"] | None = None
     photos: UInt8[Array, "n h w 3"] | jax.ShapeDtypeStruct | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """Views of objects as a source has them: what stands in for their geometry.
+
+    Attributes:
+        pixels: 8 bits, with coverage, colours not multiplied; or without, over the
+            model's background.
+    """
+
+    pixels: UInt8[Array, "n f h w c"]
+
+    def over(
+        self, background: float, views: Int[Array, "v"] | slice = slice(None)
+    ) -> tuple[Float[Array, "n v h w 3"], Float[Array, "n v h w"]]:
+        """Some views over a grey, and their coverage."""
+        pixels = self.pixels[:, views].astype(jnp.float32) / 255
+        if pixels.shape[-1] == 3:
+            return pixels, jnp.ones(pixels.shape[:-1])
+        alpha = pixels[..., 3:]
+        return pixels[..., :3] * alpha + (1 - alpha) * background, alpha[..., 0]
 
 
 def descriptions(config: TrainConfig) -> list[synthetic.Description]:
@@ -65,12 +92,15 @@ def descriptions(config: TrainConfig) -> list[synthetic.Description]:
 
 def stand(
     config: TrainConfig, cameras: CameraConfig
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+) -> tuple[Float[np.ndarray, " n"] | None, Float[np.ndarray, " n"] | None]:
     """How each object of the run stands, decided by the seed and its number.
 
     Returns:
-        Elevations of their orbits, and the azimuths at which these start.
+        Elevations of their orbits, and the azimuths at which these start; None where
+        all have the model's orbit.
     """
+    if not config.elevation_jitter and not config.turned:
+        return None, None
     rng = np.random.default_rng([config.seed, 1])
     up, turned, angle = rng.random((config.objects, 3)).T
     elevation = cameras.elevation + config.elevation_jitter * (2 * up - 1)
@@ -103,14 +133,12 @@ def encoded(
         vae: the trained autoencoder.
         tokenizer, length: of the text encoder.
         cameras: the orbit.
-        elevation, azimuth: of each object's orbit, see `stand`; None: as `cameras`.
+        elevation, azimuth: of each object's orbit, see `stand`.
         photos: keep the first views.
     """
     stacked = scenes(objects)
     tokens, _ = encode(tokenizer, [one.text for one in objects], length)
     n = len(objects)
-    elevation = np.full(n, cameras.elevation) if elevation is None else elevation
-    azimuth = np.zeros(n) if azimuth is None else azimuth
 
     @jax.jit
     def rendered(part: synthetic.Scene, orbits: Cameras) -> tuple[Array, Array]:
@@ -122,7 +150,9 @@ def encoded(
     for start in track(range(0, n, _CHUNK), "rendering and encoding"):
         # The last chunk is filled up with repeats, so that one program serves all.
         rows = np.minimum(np.arange(start, start + _CHUNK), n - 1)
-        orbits = cameras.orbit(elevation=elevation[rows], azimuth=azimuth[rows])
+        orbits = cameras.orbit()
+        if elevation is not None and azimuth is not None:
+            orbits = cameras.orbit(elevation=elevation[rows], azimuth=azimuth[rows])
         part = rendered(jax.tree.map(lambda x: x[rows], stacked), orbits)  # noqa: B023
         latents.append(part[0].block_until_ready())  # for the bar to tell the truth
         if photos:
@@ -131,8 +161,8 @@ def encoded(
         stacked,
         jnp.asarray(tokens),
         jnp.concatenate(latents)[:n],
-        cameras.orbit(elevation=elevation),
-        jnp.concatenate(first)[:n] if photos else None,
+        None if elevation is None else cameras.orbit(elevation=elevation),
+        photos=jnp.concatenate(first)[:n] if photos else None,
     )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from videomv_jax.data import synthetic
 from videomv_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from videomv_jax.model_folder import PARTS, LoadedModel, load_model
+from videomv_jax.pipeline import find_model
 from videomv_jax.presets import PRESETS
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.step import Task
@@ -29,9 +30,12 @@ def make_task(config: TrainConfig) -> Task:
             f"init_from: empty; the {config.stage} stage starts from the model folder "
             "of the stage before"
         )
-    start: LoadedModel = load_model(config.init_from, dtype=config.compute_dtype)
+    folder = find_model(config.init_from)
+    start: LoadedModel = load_model(folder, dtype=config.compute_dtype)
     if start.tokenizer_dir is not None:
         tokenizer = load_tokenizer(start.tokenizer_dir)
+    elif config.source:
+        raise InputError(f"init_from: {config.init_from!r} has no tokenizer")
     else:
         captions = [d.text for d in synthetic.sample_descriptions(20_000, 0, "train")]
         assert model.text_encoder is not None
@@ -48,6 +52,10 @@ def make_task(config: TrainConfig) -> Task:
         from videomv_jax.training.diffusion import DiffusionTask
 
         return DiffusionTask.load(config, model, start, tokenizer)
+    if config.stage == "joint":
+        from videomv_jax.training.joint import JointTask
+
+        return JointTask.load(config, model, start, tokenizer)
     from videomv_jax.training.reconstruction import ReconstructionTask
 
     return ReconstructionTask(config, model, start, tokenizer)

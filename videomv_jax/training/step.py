@@ -13,6 +13,7 @@ from jaxtyping import Array
 from videomv_jax import sharding
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.feed import Batch, Feed
 from videomv_jax.training.learning_rate import cosine
 from videomv_jax.training.state import Networks, Params, TrainState, apply_gradients
 from videomv_jax.types import PRNGKey
@@ -30,20 +31,22 @@ class Task(Protocol):
         initial: given initial values of some of their parameters.
         constants: arrays every step reads and none changes: frozen networks' state,
             the pool of objects. Passed to the step, so never baked into it.
+        feed: what a step is given of its objects.
     """
 
     networks: Networks
     initial: Params
     constants: Any
+    feed: Feed
 
     def loss(
         self,
         networks: dict[str, nnx.Module],
         constants: Any,
-        index: Array,
+        batch: Batch,
         key: PRNGKey,
     ) -> tuple[Array, Metrics]:
-        """Mean loss over the objects `index [b]` of the pool, and scalars to log."""
+        """Mean loss over the objects of a batch of `feed`, and scalars to log."""
         ...
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:
@@ -55,36 +58,52 @@ class Task(Protocol):
         ...
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping; linear warm-up, cosine to 0 at the end."""
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs:
+    """AdamW behind clipping; linear warm-up, cosine to 0 at the end.
+
+    `update` wants the norm of all gradients together, as `norm`, and may be called for
+    a part of the parameters.
+    """
     rate = cosine(config.learning_rate, config.warmup_steps, config.steps)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        _clip(config.clip_norm),
         optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay),
         parts.scale_by_part(config.rate_spatial, config.rate_text),
     )
 
 
+def _clip(largest: float) -> optax.GradientTransformationExtraArgs:
+    """Shrinks updates so that the norm of all gradients is `largest` at most."""
+
+    def update(updates, state, params=None, **told):
+        factor = jnp.minimum(1, largest / told["norm"])
+        return jax.tree.map(lambda u: u * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
+
+
 def make_step(
-    task: Task, optimizer: optax.GradientTransformation, config: TrainConfig
-) -> Callable[[TrainState, Any, Array, PRNGKey], tuple[TrainState, Metrics]]:
-    """The jitted update `(state, constants, index, key) -> (state, metrics)`.
+    task: Task, optimizer: optax.GradientTransformationExtraArgs, config: TrainConfig
+) -> Callable[[TrainState, Any, Batch, PRNGKey], tuple[TrainState, Metrics]]:
+    """The jitted update `(state, constants, batch, key) -> (state, metrics)`.
 
     The key is the run's; the step number is folded in, so a resumed run draws the
     numbers the uninterrupted one would have drawn. Trace it under `jax.set_mesh`.
     """
 
-    def step(state, constants, index, key):
+    def step(state, constants, batch, key):
         key = jax.random.fold_in(key, state.step)
 
-        def loss(params, index, key):
+        def loss(params, batch, key):
             networks = task.networks.merge(parts.merge(params, state.frozen))
-            return task.loss(networks, constants, index, key)
+            return task.loss(networks, constants, batch, key)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
         if config.accumulate > 1:
             gradient = _accumulated(gradient, config.accumulate)
-        (value, metrics), gradients = gradient(state.params, index, key)
+        (value, metrics), gradients = gradient(state.params, batch, key)
         norm = optax.tree.norm(gradients)
         state = apply_gradients(state, value, norm, gradients, optimizer, config)
         metrics = {"loss": value, "grad_norm": norm, **metrics}
@@ -102,14 +121,18 @@ def _accumulated(gradient: Callable, count: int) -> Callable:
     does. Each part draws its own random numbers.
     """
 
-    def run(params, index, key):
+    def run(params, batch, key):
         def add(total, part):
-            new = gradient(params, sharding.constrain(part[0], "batch"), part[1])
+            piece = jax.tree.map(lambda x: sharding.constrain(x, "batch"), part[0])
+            new = gradient(params, piece, part[1])
             return jax.tree.map(lambda t, n: t + n / count, total, new), None
 
-        pieces = index.reshape(-1, count).T
+        pieces = jax.tree.map(
+            lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch
+        )
         keys = jax.random.split(key, count)
-        shapes = jax.eval_shape(gradient, params, pieces[0], key)
+        first = jax.tree.map(lambda x: x[0], pieces)
+        shapes = jax.eval_shape(gradient, params, first, key)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (pieces, keys))[0]
 

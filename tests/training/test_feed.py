@@ -1,0 +1,206 @@
+"""Objects from a source: order, mixing, damage, and the same latents every way."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from small_run import losses, run
+from trees import COUNT, TREES, VIEWS
+
+from videomv_jax import sharding
+from videomv_jax.data import encode as encoding
+from videomv_jax.data.sources import SourceSpec, open_source
+from videomv_jax.data.tokenizer import load_tokenizer
+from videomv_jax.model_folder import load_model
+from videomv_jax.training.config import TrainConfig, freeze
+from videomv_jax.training.feed import SourceFeed, batches, objects_of
+from videomv_jax.types import InputError
+
+
+@pytest.fixture(scope="module")
+def start(small_folder):
+    """A model of as many views and pixels as the trees have."""
+    loaded = load_model(small_folder)
+    cameras = dataclasses.replace(loaded.config.cameras, views=VIEWS, size=16)
+    sampling = dataclasses.replace(loaded.config.sampling, prompt_suffix=", 3d asset")
+    config = dataclasses.replace(loaded.config, cameras=cameras, sampling=sampling)
+    return dataclasses.replace(loaded, config=config)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(start):
+    return load_tokenizer(start.tokenizer_dir)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory, start, tokenizer):
+    """Every tree, and shards of the plain one and of the pictures."""
+    folder = tmp_path_factory.mktemp("roots")
+    for layout, make in TREES.items():
+        make(folder / layout)
+    encoders = encoding.Encoders(
+        start.vae, start.text_encoder, tokenizer, 16, 0.5, ", 3d asset"
+    )
+    for layout in ("views", "pictures"):
+        source = open_source(SourceSpec(str(folder / layout)), VIEWS)
+        out = str(folder / f"shards-{layout}")
+        encoding.encode(source, out, encoders, where=layout, views=VIEWS)
+    return folder
+
+
+def make(start, tokenizer, source, *, frozen_text=False, coverage=False, batch=2):
+    config = TrainConfig(stage="diffusion", source=str(source), batch_size=batch)
+    text = start.text_encoder if frozen_text else None
+    return SourceFeed(
+        config, start.config, tokenizer, start.vae, text, coverage=coverage
+    ), config
+
+
+def test_what_is_loaded(start, tokenizer, roots):
+    pairs = np.array([[0, 0], [0, 2]])
+    for layout in ("orbits", "nerf", "views"):
+        feed, _ = make(start, tokenizer, roots / layout)
+        batch = feed.load(pairs)
+        assert set(batch) == {"views", "tokens", "world_to_camera", "intrinsics"}
+        assert batch["views"].shape == (2, VIEWS, 16, 16, 3)
+        assert batch["views"][0, 0, 0, 0].tolist() == [128] * 3
+    feed, _ = make(start, tokenizer, roots / "views", coverage=True)
+    assert feed.load(pairs)["views"].shape == (2, VIEWS, 16, 16, 4)
+    feed, _ = make(start, tokenizer, roots / "pictures")
+    pictures = feed.load(pairs)
+    assert set(pictures) == {"views", "tokens"} and pictures["views"].shape[1] == 1
+    feed, _ = make(start, tokenizer, roots / "shards-views", frozen_text=True)
+    shards = feed.load(pairs)
+    assert set(shards) == set(batch) - {"views"} | {"mean", "logvar", "states"}
+    np.testing.assert_array_equal(shards["tokens"], batch["tokens"])
+    text = tokenizer.decode(shards["tokens"][0], skip_special_tokens=True)
+    assert "3d asset" in text
+
+
+def test_latents_are_the_same_from_views_and_from_shards(start, tokenizer, roots):
+    key, cameras = jax.random.key(0), start.config.cameras
+
+    @jax.jit
+    def objects(batch):
+        return objects_of(batch, None, start.vae, cameras, key)
+
+    pairs = np.array([[0, 1], [0, 0]])
+    found = []
+    for source, coverage in (("views", False), ("views", True), ("shards-views", True)):
+        feed, _ = make(start, tokenizer, roots / source, coverage=coverage)
+        found.append(objects(feed.load(pairs)))
+    scale = float(np.std(found[0].latents))
+    for other in found[1:]:
+        np.testing.assert_allclose(other.latents, found[0].latents, atol=0.05 * scale)
+        np.testing.assert_allclose(
+            other.cameras.world_to_camera, found[0].cameras.world_to_camera
+        )
+    rgb, alpha = found[2].scenes.over(0.5, np.array([1, 3]))
+    assert rgb.shape == (2, 2, 16, 16, 3) and 0 < float(alpha.mean()) < 1
+
+
+def test_order_does_not_depend_on_processes(start, tokenizer, roots):
+    feed, config = make(start, tokenizer, roots / "views", batch=4)
+    whole = batches(feed, config, np.arange(4))
+    halves = [batches(feed, config, rows) for rows in (np.arange(2), np.arange(2, 4))]
+    for _ in range(4):
+        want = next(whole)
+        got = [next(half) for half in halves]
+        for name in want:
+            joined = np.concatenate([part[name] for part in got])
+            np.testing.assert_array_equal(joined, want[name])
+    state = json.dumps(whole.get_state())
+    expected = next(whole)["tokens"]
+    resumed = batches(feed, config, np.arange(4))
+    resumed.set_state(json.loads(state))
+    np.testing.assert_array_equal(next(resumed)["tokens"], expected)
+
+
+def test_sources_are_mixed_by_weight(start, tokenizer, roots):
+    entries = [{"path": "nerf", "weight": 3}, {"path": "views", "weight": 1}]
+    (roots / "mix.json").write_text(json.dumps(entries))
+    feed, _ = make(start, tokenizer, roots / "mix.json")
+    numbers = feed.numbers(0)
+    drawn = np.array([numbers[i] for i in range(40)])
+    assert (drawn[:, 0] == 0).sum() == 30
+    for source in (0, 1):  # each goes through its own objects, again and again
+        order = drawn[drawn[:, 0] == source][:, 1]
+        for epoch in range(len(order) // COUNT):
+            part = order[epoch * COUNT : (epoch + 1) * COUNT]
+            assert sorted(part) == list(range(COUNT))
+    again = feed.numbers(0)
+    np.testing.assert_array_equal([again[i] for i in range(40)], drawn)
+    for second, told in (("pictures", "clips and pictures"), ("shards-views", "other")):
+        (roots / "mix.json").write_text(
+            json.dumps([{"path": "nerf"}, {"path": second}])
+        )
+        with pytest.raises(InputError, match=told):
+            make(start, tokenizer, roots / "mix.json")
+
+
+def test_damage_moves_nothing_else(start, tokenizer, roots, tmp_path):
+    whole, config = make(start, tokenizer, roots / "views", batch=3)
+    shutil.copytree(roots / "views", tmp_path / "in")
+    (tmp_path / "in/object1/cameras.json").write_text("[]")
+    damaged, _ = make(start, tokenizer, tmp_path / "in", batch=3)
+    want, got = (batches(f, config, np.arange(3)) for f in (whole, damaged))
+    order = whole.numbers(config.seed)
+    for step in range(3):
+        one, other = next(want), next(got)
+        for row in range(3):
+            if order[3 * step + row][1] != 1:
+                np.testing.assert_array_equal(one["views"][row], other["views"][row])
+    assert list(damaged.problems) == ["object1"] and not whole.problems
+    for name in ("object0", "object2"):
+        (tmp_path / "in" / name / "cameras.json").unlink()
+    with pytest.raises(InputError, match="no sample can be read"):
+        damaged.load(np.array([[0, 0]]))
+
+
+def test_another_encoder_is_refused(start, tokenizer, roots):
+    moved = load_model(start.tokenizer_dir.parent).vae
+    bias = moved.quant.bias
+    bias[...] = bias[...] + 1.0
+    other = dataclasses.replace(start, vae=moved)
+    with pytest.raises(InputError, match="another autoencoder"):
+        make(other, tokenizer, roots / "shards-views")
+    wide = dataclasses.replace(start.config.cameras, views=6)
+    config = dataclasses.replace(start.config, cameras=wide)
+    with pytest.raises(InputError, match="4 views, the model wants 6"):
+        make(
+            dataclasses.replace(start, config=config), tokenizer, roots / "shards-views"
+        )
+
+
+def test_rows_of_a_process():
+    mesh = sharding.make_mesh("view", ici={}, dcn={})
+    place = sharding.batch_sharding(mesh)
+    rows = sharding.local_rows(place, 16)
+    np.testing.assert_array_equal(rows, np.arange(16))
+    x = np.arange(32.0).reshape(16, 2)
+    placed = sharding.put_rows({"x": x}, place, 16)["x"]
+    assert placed.sharding == place
+    np.testing.assert_array_equal(placed, x)
+
+
+def test_objects_from_the_host_train_as_those_on_devices(tmp_path):
+    from small_run import Reverse
+
+    for name, task, more in (
+        ("device", Reverse(), {}),
+        ("host", Reverse(host=True), {}),
+        ("parts", Reverse(host=True), {"accumulate": 2}),
+        ("device parts", Reverse(), {"accumulate": 2}),
+    ):
+        run(tmp_path / name, task, strategy="fsdp", fsdp=4, **more)
+    assert losses(tmp_path / "host") == losses(tmp_path / "device")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "device parts")
+
+
+def test_config():
+    config = dataclasses.asdict(TrainConfig(stage="autoencoder", source="x"))
+    with pytest.raises(InputError, match="synthetic set"):
+        freeze(config)
