@@ -26,6 +26,7 @@ from flax import nnx
 from videomv_jax import atomic, weights
 from videomv_jax.convert import mapping
 from videomv_jax.models.clip import TextConfig, TextEncoder
+from videomv_jax.models.layers import cast_weights
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 from videomv_jax.models.unet import UNet, UNetConfig
 from videomv_jax.models.vae import VAE, VAEConfig
@@ -254,13 +255,14 @@ def count_weights(directory: str | os.PathLike[str], part: str) -> tuple[int, se
 
 
 def load_model(
-    directory: str | os.PathLike[str], *, dtype: str | None = None
+    directory: str | os.PathLike[str], *, dtype: str | None = None, cast: bool = False
 ) -> LoadedModel:
     """Read a model folder.
 
     Args:
         directory: the folder.
         dtype: compute type of the networks; None keeps what config.json says.
+        cast: hold weights in the compute type too, see `layers.cast_weights`.
 
     Raises:
         InputError: a file is missing or broken, or weights do not fit the config.
@@ -273,7 +275,7 @@ def load_model(
         if sizes is not None and dtype is not None:
             sizes = dataclasses.replace(sizes, dtype=dtype)
         loaded[part] = (
-            None if sizes is None else _load_part(kind, sizes, directory, part)
+            None if sizes is None else _load_part(kind, sizes, directory, part, cast)
         )
     tokenizer = directory / TOKENIZER
     return LoadedModel(
@@ -303,10 +305,16 @@ class _SameKey(nnx.RngStream):
 
 
 def _load_part(
-    kind: Callable[..., nnx.Module], config: Any, directory: Path, part: str
+    kind: Callable[..., nnx.Module],
+    config: Any,
+    directory: Path,
+    part: str,
+    cast: bool,
 ) -> nnx.Module:
     tensors = weights.open_stem(directory, part)
     module = abstract(lambda rngs: kind(config, rngs=rngs))
+    if cast:
+        cast_weights(module)
     try:
         mapping.assign(module, {name: x.read() for name, x in tensors.items()})
     except InputError as error:

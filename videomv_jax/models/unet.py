@@ -30,7 +30,13 @@ from videomv_jax.models.image_condition import (
     ImageConfig,
     ImagePrompt,
 )
-from videomv_jax.models.layers import Conv, GroupNorm, linear, sinusoid, upsample
+from videomv_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    UpsampleConv,
+    linear,
+    sinusoid,
+)
 from videomv_jax.types import InputError, PRNGKey, TextStates
 
 _policies = jax.checkpoint_policies
@@ -179,7 +185,9 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths, dim = config.widths, config.dim
-        conv = functools.partial(Conv, view_axis=1, dtype=config.dtype, rngs=rngs)
+        options = dict(view_axis=1, dtype=config.dtype, rngs=rngs)
+        conv = functools.partial(Conv, **options)
+        enlarge = functools.partial(UpsampleConv, **options)
         self.time_embedding = Embedding(dim, 4 * dim, rngs=rngs)
         self.camera_embedding = Embedding(
             config.camera_dim, 4 * dim, zero=True, rngs=rngs
@@ -219,7 +227,7 @@ class UNet(nnx.Module):
             inputs = [width, *[features] * config.res_blocks]
             inputs = [n + skips.pop() for n in inputs]
             width = features
-            grow = None if i == 0 else conv(width, width)
+            grow = None if i == 0 else enlarge(width, width)
             self.up.append(Level(stages(i, inputs), grow))
         self.norm_out = GroupNorm(dim, config.groups, eps=1e-5, dtype=config.dtype)
         self.conv_out = conv(
@@ -294,7 +302,7 @@ class UNet(nnx.Module):
             for stage in level.stages:
                 x = through(stage, jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
-                x = level.resample(upsample(x))
+                x = level.resample(x)
         y = self.conv_out(jax.nn.silu(self.norm_out(x, 2)))
         return sharding.constrain(y.astype(jnp.float32), "batch", "views")
 
