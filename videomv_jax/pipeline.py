@@ -232,7 +232,8 @@ class VideoMV:
             )
             # The next step is queued while this one runs, and no more than that.
             jax.block_until_ready(before)
-            told("denoising", step - 1, count)
+            if step > 1:
+                told("denoising", step - 1, count)
         jax.block_until_ready(state)
         told("denoising", count, count)
         told("decoding", 0, 1)
