@@ -27,6 +27,7 @@ import os
 import pathlib
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
@@ -68,33 +69,32 @@ def sizes(name: str) -> ModelConfig:
 
 
 def network(part: str, config: Any) -> nnx.Module:
-    """A network with the weights of `fill`, held as inference holds them."""
+    """A network with random weights, held as inference holds them.
+
+    Activations keep about unit size, also through layers that training starts at 0.
+    """
     module = abstract(lambda rngs: PARTS[part](config, rngs=rngs))
     layers.cast_weights(module)
     state = nnx.to_flat_state(nnx.state(module, nnx.Param))
-    shapes = {".".join(map(str, path)): p.get_value() for path, p in state}
-    values = jax.jit(lambda: fill(shapes))()
-    for path, param in state:
-        param.set_value(values[".".join(map(str, path))])
-    return module
+    shapes = [(str(path[-1]), param.get_value()) for path, param in state]
+    rng = np.random.default_rng(0)
+    most = max(int(np.prod(x.shape)) for _, x in shapes)
+    pool = rng.standard_normal(most + 2**20, np.float32)
+    offsets = rng.integers(0, 2**20, len(shapes))
 
-
-def fill(shapes: dict[str, Any]) -> dict[str, jax.Array]:
-    """Hashed values that keep activations of unit size; also where training has 0."""
-    values = {}
-    for number, (name, x) in enumerate(shapes.items()):
-        leaf = name.rpartition(".")[2]
-        if leaf != "kernel" and "embedding" not in leaf:
-            values[name] = jnp.full(x.shape, float(leaf == "scale"), x.dtype)
-            continue
-        place = jax.lax.iota(jnp.uint32, int(np.prod(x.shape)))
-        bits = (place + jnp.uint32(number)) * jnp.uint32(2654435769)
-        bits = (bits ^ (bits >> 15)) * jnp.uint32(0x2C1B3C6D)
-        uniform = (bits >> 8).astype(jnp.float32) * 2**-23 - 1
+    def make(leaf, x, offset):
+        if leaf in ("scale", "bias"):
+            return np.full(x.shape, leaf == "scale", x.dtype)
+        values = pool[offset : offset + int(np.prod(x.shape))].reshape(x.shape)
         fan_in = np.prod(x.shape[1:]) if len(x.shape) == 4 else x.shape[0]
-        gain = 0.5 * (3 / fan_in) ** 0.5 if leaf == "kernel" else 0.02
-        values[name] = (gain * uniform).reshape(x.shape).astype(x.dtype)
-    return values
+        gain = np.float32(0.5 / np.sqrt(fan_in) if leaf == "kernel" else 0.02)
+        return (gain * values).astype(x.dtype)
+
+    with ThreadPoolExecutor() as threads:
+        made = threads.map(make, *zip(*shapes, strict=True), offsets)
+        for (_, param), values in zip(state, made, strict=True):
+            param.set_value(jax.device_put(values))
+    return module
 
 
 def video_mv(config: ModelConfig, folder: str, *, low_memory: bool = False) -> VideoMV:

@@ -66,9 +66,7 @@ def test_lowers_for_a_gpu_without_one():
     def loss(qkv):
         return view_attention(qkv, 5).astype(jnp.float32).sum()
 
-    device = AbstractDevice(
-        device_kind="NVIDIA H200", num_cores=None, platform="cuda"
-    )
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="cuda")
     mesh = AbstractMesh(
         (1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device
     )
