@@ -286,7 +286,8 @@ class VideoMV:
         """Write every program compiled so far; see `load_compiled`.
 
         Raises:
-            InputError: nothing is compiled, or the folder cannot be written.
+            InputError: nothing is compiled, the folder cannot be written, or the device
+                is a CPU, whose programs XLA cannot save.
         """
         self._programs.save(directory)
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
+from videomv_jax import compat
 from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import ModelConfig
 from videomv_jax.sampling import executables, samplers
@@ -24,7 +25,7 @@ from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.conventions import canonical_frame, plucker_rays, unet_condition
 from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.splat.renderer import Renders, render
-from videomv_jax.types import Images, Latents, TextStates, Tokens
+from videomv_jax.types import Images, InputError, Latents, TextStates, Tokens
 
 # (stage, done, total), called when a stage starts and each time it gets on.
 Progress = Callable[[str, int, int], None]
@@ -96,7 +97,17 @@ class Programs:
         self._compiled.add((batch, aware, mode))
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write what is compiled; see `executables.save`."""
+        """Write what is compiled; see `executables.save`.
+
+        Raises:
+            InputError: also on a CPU, where XLA cannot write programs that sort, nor
+                those that came from JAX's compilation cache.
+        """
+        if compat.on_cpu():
+            raise InputError(
+                "save_compiled: XLA cannot save a CPU's programs; keep JAX's "
+                "compilation cache instead"
+            )
         executables.save(directory, self._named(), self._config.to_json())
 
     def load(self, directory: str | os.PathLike[str]) -> None:
