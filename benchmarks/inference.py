@@ -11,7 +11,8 @@ after each row the same as JSON, so that nothing is lost when time is up. Rows:
     vae       24 images of 256x256 decoded, and encoded
     torch     the peers of these, diffusers' modules, eager; needs torch and diffusers
     torch_compiled   the UNet after torch.compile
-    views     a prompt to 24 views and Gaussians: DDIM 50, DPM-Solver++ 20, 3D-aware
+    plain     a prompt to 24 views, no 3D: DDIM 50, DPM-Solver++ 20
+    views     a prompt to 24 views and Gaussians: the same, 3 steps 3D-aware
     batch     8 prompts with DPM-Solver++ 20, per prompt
     memory    the same from a fresh process, with little memory
     compile   the programs of `VideoMV.compile`: first, from JAX's cache, loaded
@@ -28,6 +29,7 @@ import pathlib
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -98,12 +100,15 @@ def network(part: str, config: Any) -> nnx.Module:
 
 
 def video_mv(config: ModelConfig, folder: str, *, low_memory: bool = False) -> VideoMV:
-    """A whole model, with a tokenizer of few words."""
+    """A whole model, or without 3D, with a tokenizer of few words."""
     tokenizer = pathlib.Path(folder) / "tokenizer"
     train_tokenizer([PROMPT, config.sampling.negative_prompt]).save_pretrained(
         tokenizer
     )
-    parts: dict[str, Any] = {p: network(p, getattr(config, p)) for p in PARTS}
+    parts: dict[str, Any] = {
+        part: network(part, sizes) if (sizes := getattr(config, part)) else None
+        for part in PARTS
+    }
     loaded = LoadedModel(config, **parts, tokenizer_dir=tokenizer)
     return VideoMV(loaded, low_memory=low_memory)
 
@@ -244,30 +249,25 @@ def generate(model: VideoMV, prompts: list[str], sampler: str, steps: int):
     return ms, seconds, made.dropped
 
 
-def views_rows(table: Table, args) -> None:
+def views_rows(table: Table, args, row: str) -> None:
+    config, batch = sizes(args.model), 8 if row == "batch" else 1
+    if row == "plain":
+        sampling = dataclasses.replace(config.sampling, steps_3d=())
+        config = dataclasses.replace(config, reconstructor=None, sampling=sampling)
     with tempfile.TemporaryDirectory() as folder:
-        model = video_mv(sizes(args.model), folder)
-        batches = [1] * ("views" in args.rows) + [8] * ("batch" in args.rows)
-        for batch in batches:
-            start = time.perf_counter()
-            model.compile(batch)
-            seconds = time.perf_counter() - start
-            table.add(f"compile for {batch}", seconds * 1e3, **peak())
-            for sampler, steps in SAMPLERS if batch == 1 else SAMPLERS[1:]:
-                steps = args.steps or steps
-                run = functools.partial(
-                    generate, model, [PROMPT] * batch, sampler, steps
-                )
-                run()
-                runs = [run() for _ in range(args.repeats)]
-                ms, stages, dropped = sorted(runs, key=lambda r: r[0])[len(runs) // 2]
-                table.add(
-                    f"{batch} x text to views, {sampler} {steps}, per prompt",
-                    ms / batch,
-                    **stages,
-                    dropped=dropped,
-                    **peak(),
-                )
+        model = video_mv(config, folder)
+        start = time.perf_counter()
+        model.compile(batch)
+        seconds = time.perf_counter() - start
+        table.add(f"{row}: compile for {batch}", seconds * 1e3, **peak())
+        for sampler, steps in SAMPLERS[1:] if batch > 1 else SAMPLERS:
+            steps = args.steps or steps
+            run = functools.partial(generate, model, [PROMPT] * batch, sampler, steps)
+            run()
+            runs = [run() for _ in range(args.repeats)]
+            ms, stages, dropped = sorted(runs, key=lambda r: r[0])[len(runs) // 2]
+            work = f"{row}: {batch} x text to views, {sampler} {steps}, per prompt"
+            table.add(work, ms / batch, **stages, dropped=dropped, **peak())
 
 
 def memory_rows(table, args) -> None:
@@ -309,7 +309,8 @@ def compile_row(table, args, work: str, compiled: str, cache: str) -> None:
 
 def torch_rows(table, args) -> None:
     import torch
-    from diffusers import AutoencoderKL, UNet3DConditionModel
+
+    diffusers = import_module("diffusers")
 
     def made(kind, **config):
         with torch.device("cuda"):
@@ -333,13 +334,13 @@ def torch_rows(table, args) -> None:
     def normal(*shape):
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
 
-    unet = made(UNet3DConditionModel)
+    unet = made(diffusers.UNet3DConditionModel)
     x, context = normal(2, 4, 24, 32, 32), normal(2, 77, 1024)
     t = torch.full((2,), 500, device="cuda")
     versions = f"torch {torch.__version__}"
     if "torch" in args.rows:
         vae = made(
-            AutoencoderKL,
+            diffusers.AutoencoderKL,
             block_out_channels=(128, 256, 512, 512),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
@@ -371,6 +372,7 @@ ROWS = (
     "vae",
     "torch",
     "torch_compiled",
+    "plain",
     "views",
     "batch",
     "memory",
@@ -407,8 +409,9 @@ def main() -> None:
         vae_rows(table, args)
     if wanted & {"torch", "torch_compiled"}:
         apart(table, torch_rows, args)
-    if wanted & {"views", "batch"}:
-        views_rows(table, args)
+    for row in ("plain", "views", "batch"):
+        if row in wanted:
+            views_rows(table, args, row)
     if "memory" in wanted:
         apart(table, memory_rows, args)
     if "compile" in wanted:

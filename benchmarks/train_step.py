@@ -19,6 +19,7 @@ import argparse
 import os
 import pathlib
 import time
+from importlib import import_module
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
@@ -104,7 +105,8 @@ def ours(table, args, remat: str) -> None:
 
 def torch_step(table, args) -> None:
     import torch
-    from diffusers import UNet3DConditionModel
+
+    diffusers = import_module("diffusers")
 
     def normal(*shape):
         return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
@@ -112,7 +114,7 @@ def torch_step(table, args) -> None:
     with torch.device("cuda"):
         dtype = torch.get_default_dtype()
         torch.set_default_dtype(torch.bfloat16)
-        unet = UNet3DConditionModel().train()
+        unet = diffusers.UNet3DConditionModel().train()
         torch.set_default_dtype(dtype)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, fused=True)
     n = args.clips
