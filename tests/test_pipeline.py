@@ -9,6 +9,7 @@ import pytest
 from videomv_jax import pipeline
 from videomv_jax.model_folder import PARTS, load_model, read_config
 from videomv_jax.pipeline import VideoMV
+from videomv_jax.sampling.programs import Programs
 from videomv_jax.types import InputError
 
 PROMPT = "a red chair with blue legs"
@@ -91,6 +92,45 @@ def test_only_the_first_call_compiles(model, generation, compilations):
     model.generate("a green boat", seed=7, steps=6, sampler="ddim", guidance=3.0)
     model.turntable(generation.gaussians, frames=10)
     assert not compilations
+
+
+def test_compiling_ahead(small_folder, monkeypatch):
+    """Everything of a kind, before any prompt. Executables: test_executables.py."""
+    asked = []
+    monkeypatch.setattr(Programs, "compile", lambda _, *args: asked.append(args[:3]))
+    model = VideoMV.from_pretrained(small_folder)
+    model.compile(3)
+    model.compile(steps_3d=())
+    model.compile(mode="reference")
+    assert asked == [(3, True, "guided"), (1, False, "guided"), (1, True, "reference")]
+    with pytest.raises(InputError, match="batch: got 0"):
+        model.compile(0)
+    with pytest.raises(InputError, match="XLA cannot save a CPU's programs"):
+        model.save_compiled("anywhere")
+    with pytest.raises(InputError, match="nowhere holds no compiled programs"):
+        model.load_compiled("nowhere")
+
+
+def test_low_memory(model, generation, small_folder):
+    """The text encoder waits on the host; images pass through in parts."""
+    small = VideoMV.from_pretrained(small_folder, low_memory=True)._programs
+    assert {type(x) for x in small.weights["text_encoder"]} == {np.ndarray}
+    latents = np.random.default_rng(0).normal(size=(1, 8, 4, 4, 4)).astype("float32")
+    usual = model._programs
+    wanted = usual.decode(usual.weights, latents)
+    lowered = small.decode.lower(small.weights, latents)
+    assert "while" in lowered.as_text()
+    found = small.decode(small.weights, latents)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.ptp(found) > 0.1
+
+
+def test_a_rounded_model_is_not_saved_as_more(small_folder, tmp_path):
+    model = VideoMV.from_pretrained(small_folder, dtype="bfloat16")
+    with pytest.raises(InputError, match="unet was loaded in bfloat16"):
+        model.save_pretrained(tmp_path / "copy")
+    model.save_pretrained(tmp_path / "copy", dtype="bfloat16")
+    assert read_config(tmp_path / "copy") == read_config(small_folder)
 
 
 def test_a_batch_is_its_prompts(model):

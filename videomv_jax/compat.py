@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
@@ -33,3 +34,20 @@ def has_cuda() -> bool:
 def on_cpu() -> bool:
     """Whether programs are for the CPU."""
     return _platform() == "cpu"
+
+
+def compiler_options() -> dict[str, bool | int | str]:
+    """XLA's options for the platform: the only place where any are set.
+
+    On NVIDIA GPUs, linear layers of one input stay apart: merged, XLA would join their
+    weights anew on every call (docs/performance.md).
+    """
+    return {"xla_gpu_dot_merger_threshold_mb": 0} if has_cuda() else {}
+
+
+def compiling_pool() -> ThreadPoolExecutor:
+    """Threads that compile, which is mostly serial and leaves Python's lock alone.
+
+    One where XLA tries kernels out while it compiles: they disturb each other.
+    """
+    return ThreadPoolExecutor(1 if has_cuda() else None)

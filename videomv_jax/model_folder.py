@@ -33,6 +33,7 @@ from videomv_jax.models.clip import (
     VisionConfig,
     VisionEncoder,
 )
+from videomv_jax.models.layers import cast_weights
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 from videomv_jax.models.unet import UNet, UNetConfig
 from videomv_jax.models.vae import VAE, VAEConfig
@@ -347,13 +348,14 @@ def count_weights(directory: str | os.PathLike[str], part: str) -> tuple[int, se
 
 
 def load_model(
-    directory: str | os.PathLike[str], *, dtype: str | None = None
+    directory: str | os.PathLike[str], *, dtype: str | None = None, cast: bool = False
 ) -> LoadedModel:
     """Read a model folder.
 
     Args:
         directory: the folder.
         dtype: compute type of the networks; None keeps what config.json says.
+        cast: hold weights in the compute type too, see `layers.cast_weights`.
 
     Raises:
         InputError: a file is missing or broken, or weights do not fit the config.
@@ -368,7 +370,7 @@ def load_model(
         loaded[part] = (
             None
             if sizes is None
-            else _load_part(kind, sizes, folder_of(directory, config, part), part)
+            else _load_part(kind, sizes, folder_of(directory, config, part), part, cast)
         )
     tokenizer = folder_of(directory, config, TOKENIZER) / TOKENIZER
     return LoadedModel(
@@ -398,10 +400,16 @@ class _SameKey(nnx.RngStream):
 
 
 def _load_part(
-    kind: Callable[..., nnx.Module], config: Any, directory: Path, part: str
+    kind: Callable[..., nnx.Module],
+    config: Any,
+    directory: Path,
+    part: str,
+    cast: bool,
 ) -> nnx.Module:
     tensors = weights.open_stem(directory, part)
     module = abstract(lambda rngs: kind(config, rngs=rngs))
+    if cast:
+        cast_weights(module)
     try:
         mapping.assign(module, {name: x.read() for name, x in tensors.items()})
     except InputError as error:

@@ -31,6 +31,7 @@ from videomv_jax.model_folder import (
     load_model,
     save_model,
 )
+from videomv_jax.models import layers
 from videomv_jax.sampling import samplers
 from videomv_jax.sampling.loop import Mode
 from videomv_jax.sampling.programs import Programs, Progress
@@ -96,7 +97,7 @@ class VideoMV:
     size; another seed, sampler, guidance or number of steps compiles nothing.
     """
 
-    def __init__(self, model: LoadedModel):
+    def __init__(self, model: LoadedModel, *, low_memory: bool = False):
         """Take the parts of a loaded folder; `from_pretrained` is the usual way."""
         self.config: ModelConfig = model.config
         self.tokenizer_dir = model.tokenizer_dir
@@ -105,25 +106,33 @@ class VideoMV:
             for name in PARTS
             if getattr(model, name) is not None
         }
-        self._programs = Programs(self.config, self._parts)
+        self._programs = Programs(self.config, self._parts, low_memory=low_memory)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike[str] = "tiny", *, dtype: str | None = None
+        cls,
+        name: str | os.PathLike[str] = "tiny",
+        *,
+        dtype: str | None = None,
+        low_memory: bool = False,
     ) -> "VideoMV":
         """Load a model.
 
         Args:
             name: an embedded model, see `embedded`, or a model folder.
-            dtype: compute type of the networks; by default float32 on a CPU, which
+            dtype: compute type of the networks, in which the weights of linear layers
+                and convolutions are held as well; by default float32 on a CPU, which
                 has nothing faster, and bfloat16 elsewhere.
+            low_memory: decode and encode few images at a time, and keep the text
+                encoder in the host's memory while it is not used.
 
         Raises:
             InputError: no such model, or its files do not fit together.
         """
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return cls(load_model(find_model(name), dtype=dtype))
+        model = load_model(find_model(name), dtype=dtype, cast=True)
+        return cls(model, low_memory=low_memory)
 
     def save_pretrained(
         self,
@@ -132,7 +141,17 @@ class VideoMV:
         dtype: str = "float16",
         shared_with: str | None = None,
     ) -> None:
-        """Write a model folder, whole or not at all; see `model_folder.save_model`."""
+        """Write a model folder, whole or not at all; see `model_folder.save_model`.
+
+        Raises:
+            InputError: also if the weights were rounded when the model was loaded.
+        """
+        for name, part in self._parts.items():
+            if (held := layers.rounded_to(part)) not in (None, jnp.dtype(dtype)):
+                raise InputError(
+                    f"dtype: {dtype}, but the {name} was loaded in {held}; load the "
+                    "model with dtype='float32' to save it"
+                )
         save_model(
             directory,
             self.config,
@@ -232,6 +251,7 @@ class VideoMV:
         count = int(table.count)
         told("denoising", 0, count)
         for step in range(1, count + 1):
+            before = state
             state = programs.advance(
                 weights,
                 condition,
@@ -244,8 +264,12 @@ class VideoMV:
                 aware=aware,
                 mode=mode,
             )
-            jax.block_until_ready(state)
-            told("denoising", step, count)
+            # The next step is queued while this one runs, and no more than that.
+            jax.block_until_ready(before)
+            if step > 1:
+                told("denoising", step - 1, count)
+        jax.block_until_ready(state)
+        told("denoising", count, count)
         told("decoding", 0, 1)
         views = np.asarray(programs.decode(weights, state.x))
         told("decoding", 1, 1)
@@ -282,6 +306,57 @@ class VideoMV:
             fill=cameras.fill,
         )
         return image, found.how
+
+    def compile(
+        self,
+        batch: int = 1,
+        *,
+        steps_3d: Sequence[float] | None = None,
+        mode: Mode = "guided",
+        progress: Progress | None = None,
+    ) -> None:
+        """Compile what `generate` needs for a number of prompts, before any comes.
+
+        Samplers, numbers of steps and guidance are arguments of the same programs.
+
+        Args:
+            batch: number of prompts.
+            steps_3d, mode: as of `generate`; it matters whether there are any 3D-aware
+                steps, not where.
+            progress: is told of the stage "compiling".
+
+        Raises:
+            InputError: a batch below 1, or a model without the parts this takes.
+        """
+        self._require("unet", "vae", "text_encoder")
+        if batch < 1:
+            raise InputError(f"batch: got {batch}, want at least 1")
+        table, _ = self._table(mode, None, None, steps_3d)
+        aware = bool(table.project.any())
+        if aware:
+            self._require("reconstructor")
+        told = progress or (lambda stage, done, total: None)
+        self._programs.compile(batch, aware, mode, told)
+
+    def save_compiled(self, directory: str | os.PathLike[str]) -> None:
+        """Write every program compiled so far; see `load_compiled`.
+
+        Raises:
+            InputError: nothing is compiled, the folder cannot be written, or the device
+                is a CPU, whose programs XLA cannot save.
+        """
+        self._programs.save(directory)
+
+    def load_compiled(self, directory: str | os.PathLike[str]) -> None:
+        """Take the programs that `save_compiled` wrote, so that nothing compiles.
+
+        They are machine code for one model, kind of device and version of JAX, without
+        weights. Loading runs what the files say: take only those that you wrote.
+
+        Raises:
+            InputError: no such folder, or it was made for something else.
+        """
+        self._programs.load(directory)
 
     def tokenize(
         self, prompts: Sequence[str]
@@ -354,6 +429,7 @@ class VideoMV:
             for (0 when all is well).
         """
         told = progress or (lambda stage, done, total: None)
+        programs = self._programs
         cameras = self.config.cameras.orbit(views=frames)
         parts, dropped, chunk = [], 0, self.config.cameras.views
         told("rendering", 0, frames)
@@ -361,7 +437,7 @@ class VideoMV:
             # As many as the model has views, going around again at the end: that
             # program is compiled.
             some = np.arange(begin, begin + chunk) % frames
-            renders = self._programs.render(gaussians, cameras[some])
+            renders = programs.render(programs.weights, gaussians, cameras[some])
             parts.append(np.asarray(renders.rgb))
             dropped += int(renders.overflow.sum())
             told("rendering", min(begin + chunk, frames), frames)

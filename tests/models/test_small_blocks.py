@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from videomv_jax.convert import mapping
+from videomv_jax.models.layers import Conv, UpsampleConv, cast_weights, rounded_to
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 from videomv_jax.models.vae import VAE, VAEConfig
 
@@ -34,6 +35,29 @@ def reconstructor() -> Reconstructor:
         dtype="float32",
     )
     return Reconstructor(config, rngs=nnx.Rngs(0))
+
+
+def test_upsampling_by_phases_is_upsampling(error):
+    layer = UpsampleConv(5, 7, dtype="float32", rngs=nnx.Rngs(0))
+    layer.bias[...] = np.arange(7, dtype=np.float32)
+    plain = Conv(5, 7, dtype="float32", rngs=nnx.Rngs(0))
+    plain.kernel, plain.bias = layer.kernel, layer.bias
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 6, 5)).astype(np.float32)
+    large = x.repeat(2, -3).repeat(2, -2)
+    assert error(layer(x), plain(large)) < 1e-6
+
+
+def test_cast_weights_change_nothing_that_is_computed():
+    config = VAEConfig(channels=32, multipliers=(1,), layers=1, dtype="bfloat16")
+    vae = VAE(config, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).normal(size=(1, 4, 4, 4)).astype(np.float32)
+    before = vae.decode(x)
+    assert rounded_to(vae) is None
+    cast_weights(vae)
+    assert rounded_to(vae) == "bfloat16"
+    np.testing.assert_array_equal(vae.decode(x), before)
+    kinds = {x.dtype.name for x in mapping.flatten(vae).values()}
+    assert kinds == {"bfloat16", "float32"}  # norms stay
 
 
 RESIDUAL = [

@@ -11,6 +11,7 @@ from flax import nnx
 from videomv_jax.convert import mapping
 from videomv_jax.convert import unet as names
 from videomv_jax.models.unet import UNet, UNetConfig
+from videomv_jax.training.flops import count
 from videomv_jax.types import InputError
 
 SMALL = UNetConfig(
@@ -152,6 +153,25 @@ def test_gradients_reach_every_parameter_also_when_recomputed(small):
         assert np.abs(x).max() > 0, path
         scale = 1e-5 * np.abs(x).max()
         np.testing.assert_allclose(again[path], x, 1e-4, scale, err_msg=path)
+
+
+def test_what_is_recomputed_costs_arithmetic(small):
+    """None for "products", then more and more."""
+    batch = inputs(views=2)
+
+    def flops(remat):
+        unet = nnx.clone(small)
+        unet.config = dataclasses.replace(SMALL, remat=remat)
+
+        def loss(unet):
+            return jnp.square(unet(**batch)).sum()
+
+        return count(jax.jit(jax.grad(loss)).trace(unet).jaxpr)
+
+    costs = {name: flops(name) for name in ("none", "products", "narrow", "block")}
+    # What attention itself computes is not saved, its result is.
+    assert costs["none"] < costs["products"] < 1.05 * costs["none"]
+    assert costs["products"] < costs["narrow"] < costs["block"] < 1.4 * costs["none"]
 
 
 def test_conditions_matter_once_trained_and_cameras_not_before(small):

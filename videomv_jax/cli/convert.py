@@ -42,6 +42,11 @@ def convert(
         list[str] | None,
         typer.Option("--set", help="A value of config.json: unet.head_dim=8."),
     ] = None,
+    lora: Annotated[
+        list[Path] | None,
+        typer.Option(help="Low-rank updates to add to the UNet; repeatable."),
+    ] = None,
+    lora_scale: Annotated[float, typer.Option(help="Of those updates.")] = 1.0,
     name: Annotated[str | None, typer.Option(help="Default: the folder's.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
     shard_gb: Annotated[float, typer.Option(min=0.001, help="Gigabytes a file.")] = 4.0,
@@ -51,9 +56,12 @@ def convert(
     if to is None and not listing:
         raise InputError("to: say which folder to write, or ask for --list")
     if format != "folder":
+        if lora:
+            raise InputError(f"lora: --as {format} takes none; merge it into a folder")
         _back(console, source, to, format, listing)
         return
     from videomv_jax.exchange import folder
+    from videomv_jax.exchange.lora import merge
     from videomv_jax.exchange.plan import plan
 
     made = plan(
@@ -64,6 +72,8 @@ def convert(
         parts=part or (),
         settings=set_ or (),
     )
+    for path in lora or ():
+        made = merge(made, path, lora_scale)
     _tell(console, made)
     if faults := made.faults():
         raise InputError("this cannot be converted\n  " + "\n  ".join(faults))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Part:
         filled: parameters that no source has, and which start afresh.
         dropped: names in the files that it has no use for, with the reason.
         missing, unexpected, mis_shaped: what does not fit, in foreign names.
+        updates: by our name, reads what is added to a parameter; see `lora.merge`.
     """
 
     name: str
@@ -66,6 +67,9 @@ class Part:
     missing: list[str]
     unexpected: list[str]
     mis_shaped: list[str]
+    updates: Mapping[str, Callable[[], np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def ours(self, dtype: str) -> dict[str, Tensor]:
         """Our parameters, read and laid out one by one; see `folder.write`."""
@@ -83,6 +87,8 @@ class Part:
 
         def read() -> np.ndarray:
             x = entry.load(lambda name: self.tensors[name].read())
+            if entry.ours in self.updates:
+                x = x.astype(np.float32) + self.updates[entry.ours]()
             return stored_as(f"{self.name}: {entry.ours}", x, kept)
 
         return Tensor(self.shapes[entry.ours], np.dtype(jnp.dtype(kept)), read)

@@ -1,4 +1,6 @@
-"""One attention function, dispatched to the fastest form of the backend."""
+"""Attention, dispatched to the fastest form of the backend by shape and type."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +8,14 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
+from videomv_kernels import view_attention
 
 from videomv_jax import compat, sharding
 from videomv_jax.models import layers
 
-# Below this many keys XLA's batched matmuls beat cuDNN's flash kernel (measured on
-# one H200: equal at 64, faster from 256, and 5 times faster at 1,024).
-_FLASH_MIN_KEYS = 256
+# Below this many queries and keys XLA's batched matmuls are as fast as cuDNN's flash
+# kernel (docs/performance.md).
+_FLASH_FROM = 256
 
 ATTENDED = "attended"
 """What attention outputs are called for policies of rematerialisation."""
@@ -35,25 +38,46 @@ def attention(
     """
     flash = (
         compat.has_cuda()
+        and mask is None
         and q.dtype in (jnp.bfloat16, jnp.float16)
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= 128
         and q.shape[-3] % 2 == 0
-        and k.shape[-3] % 2 == 0
-        and k.shape[-3] >= _FLASH_MIN_KEYS
+        and max(q.shape[-3], k.shape[-3]) >= _FLASH_FROM
     )
     if not flash:
         return _plain(q, k, v, mask)
-    return jax.lax.platform_dependent(q, k, v, mask, cuda=_cudnn, default=_plain)
+    default = functools.partial(_plain, mask=None)
+    return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=default)
 
 
-def _cudnn(q, k, v, mask):
+def _cudnn(q, k, v):
     batch = q.shape[:-3]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
-    if mask is not None:
-        mask = mask.reshape(-1, *mask.shape[-3:])
-    y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    y = _cudnn_odd(q, k, v) if k.shape[1] % 2 else _flash(q, k, v)
     return y.reshape(*batch, *y.shape[1:])
+
+
+_flash = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
+# cuDNN has no gradient for an odd number of keys, such as a text's 77, unless they are
+# padded and it is told how many there are.
+@jax.custom_vjp
+def _cudnn_odd(q, k, v):
+    return _flash(q, k, v)
+
+
+def _padded(q, k, v):
+    count = k.shape[1]
+    k, v = (jnp.pad(x, ((0, 0), (0, -count % 8), (0, 0), (0, 0))) for x in (k, v))
+    lengths = jnp.full(len(k), count, jnp.int32)
+    return _flash(q, k, v, key_value_seq_lengths=lengths)
+
+
+_cudnn_odd.defvjp(
+    lambda q, k, v: jax.vjp(_padded, q, k, v), lambda pull, grad: pull(grad)
+)
 
 
 def _plain(q, k, v, mask):
@@ -145,3 +169,21 @@ class SelfAttention(nnx.Module):
         else:
             y = attention(q, k, v, mask)
         return self.out(checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED))
+
+
+class ViewAttention(SelfAttention):
+    """Multi-head self attention among the views of `[b, f, l, d]`, pixel by pixel."""
+
+    def __call__(self, x: Float[Array, "b f l d"]) -> Float[Array, "b f l d"]:
+        """Args: tokens of f views; a mesh with `view` splits the pixels l."""
+        attend = functools.partial(_among_views, heads=self.heads)
+        y = sharding.over_views(attend, self.qkv(x), axis=2)
+        return self.out(checkpoint_name(y, ATTENDED))
+
+
+def _among_views(qkv, heads: int):
+    plain = functools.partial(view_attention.reference, heads=heads)
+    if not (compat.has_cuda() and view_attention.supports(qkv, heads)):
+        return plain(qkv)
+    kernel = functools.partial(view_attention.view_attention, heads=heads)
+    return jax.lax.platform_dependent(qkv, cuda=kernel, default=plain)

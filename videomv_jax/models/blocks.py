@@ -16,7 +16,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from videomv_jax import sharding
-from videomv_jax.models.attention import ATTENDED, SelfAttention, attention
+from videomv_jax.models.attention import (
+    ATTENDED,
+    SelfAttention,
+    ViewAttention,
+    attention,
+)
 from videomv_jax.models.layers import (
     Conv,
     GroupNorm,
@@ -153,7 +158,8 @@ class FeedForward(nnx.Module):
 class TransformerBlock(nnx.Module):
     """Two attentions and a feed-forward layer, each after a norm and added.
 
-    Without a context width, the second attention is a self attention as well.
+    With a context width, they are among the tokens of a view and to the context;
+    without, both are among the views.
     """
 
     def __init__(
@@ -165,12 +171,13 @@ class TransformerBlock(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        attend = functools.partial(SelfAttention, features, heads, bias=False)
+        own = ViewAttention if context is None else SelfAttention
+        attend = functools.partial(own, features, heads, bias=False, dtype=dtype)
         self.norm1 = LayerNorm(features, dtype=dtype)
-        self.attn1 = attend(dtype=dtype, rngs=rngs)
+        self.attn1 = attend(rngs=rngs)
         self.norm2 = LayerNorm(features, dtype=dtype)
         self.attn2 = (
-            attend(dtype=dtype, rngs=rngs)
+            attend(rngs=rngs)
             if context is None
             else CrossAttention(features, heads, context, dtype=dtype, rngs=rngs)
         )
@@ -178,8 +185,8 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b n l c"], context: Float[Array, "b m k"] | None = None
-    ) -> Float[Array, "b n l c"]:
+        self, x: Float[Array, "b f l c"], context: Float[Array, "b m k"] | None = None
+    ) -> Float[Array, "b f l c"]:
         """Args: tokens, and the context if its width was declared."""
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), *([] if context is None else [context]))
@@ -240,9 +247,8 @@ class TemporalTransformer(nnx.Module):
         """Args: x."""
         b, f, h, w, c = x.shape
         y = to_pixels(x.reshape(b, f, h * w, c))
-        y = self.block(self.proj_in(self.norm(y).swapaxes(1, 2)))
-        y = to_views(self.proj_out(y).swapaxes(1, 2))
-        return x + y.reshape(x.shape)
+        y = self.proj_out(self.block(self.proj_in(self.norm(y))))
+        return x + to_views(y).reshape(x.shape)
 
 
 def to_pixels(x: Float[Array, "b f l c"]) -> Float[Array, "b f l c"]:

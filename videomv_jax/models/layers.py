@@ -159,29 +159,66 @@ class Conv(nnx.Module):
         )
 
     def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
-        space = "DHW"[-len(self.padding) :]
-        batch = x.shape[: -len(space) - 1]
-        order = f"O{space}I"
-        if compat.on_cpu():
-            # XLA's CPU backend knows this order only, within loops and branches:
-            # others run ten times slower there.
-            kernel, order = jnp.moveaxis(kernel, 0, -1), f"{space}IO"
-        y = jax.lax.conv_general_dilated(
-            x.astype(self.dtype).reshape(-1, *x.shape[len(batch) :]),
-            kernel,
-            (self.stride,) * len(space),
-            self.padding,
-            dimension_numbers=(f"N{space}C", order, f"N{space}C"),
-        )
+        batch = x.shape[: -len(self.padding) - 1]
+        x = x.astype(self.dtype).reshape(-1, *x.shape[len(batch) :])
+        y = _convolution(x, kernel, self.stride, self.padding)
         y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y.reshape(*batch, *y.shape[1:])
+
+
+class UpsampleConv(Conv):
+    """Nearest-neighbour upsampling by 2 of `[..., h, w, c]`, then a 3x3 convolution.
+
+    Even and odd rows see only two different rows of the small image each, and columns
+    likewise: four 2x2 convolutions of the small image, with kernels whose taps are
+    summed, cost 4/9 of one 3x3 convolution of the large one.
+    """
+
+    def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
+        *batch, h, w, c = x.shape
+        x = x.astype(self.dtype).reshape(-1, h, w, c)
+        phases = [
+            _convolution(x, taps, 1, [(1 - i, i), (1 - j, j)])
+            for i, rows in enumerate(_halves(kernel, 1))
+            for j, taps in enumerate(_halves(rows, 2))
+        ]
+        y = jnp.stack(phases, 3).reshape(-1, h, w, 2, 2, len(bias)).swapaxes(2, 3)
+        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y.reshape(*batch, 2 * h, 2 * w, -1)
+
+
+def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
+    """Two taps for even and two for odd places, of three over doubled pixels."""
+    a, b, c = jnp.split(kernel.astype(jnp.float32), 3, axis)
+    pairs = [a, b + c], [a + b, c]
+    even, odd = (jnp.concatenate(p, axis).astype(kernel.dtype) for p in pairs)
+    return even, odd
+
+
+def _convolution(x: Array, kernel: Array, stride: int, padding) -> Array:
+    """Of `[n, *space, i]` with `[o, *window, i]`."""
+    space = "DHW"[-len(padding) :]
+    order = f"O{space}I"
+    if compat.on_cpu():
+        # XLA's CPU backend knows this order only, within loops and branches: others
+        # run ten times slower there.
+        kernel, order = jnp.moveaxis(kernel, 0, -1), f"{space}IO"
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride,) * len(space),
+        padding,
+        dimension_numbers=(f"N{space}C", order, f"N{space}C"),
+    )
 
 
 class GroupNorm(nnx.Module):
     """Group normalisation of `[*n, ..., c]` over everything but n and the group.
 
-    Statistics are float32 and two-pass. Which axes share statistics is decided by
-    the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view, `norm(x)` per clip.
+    Statistics are float32, of one pass over x: means of values and squares per channel,
+    then per group; they become a scale and a shift of each channel. Which axes share
+    statistics is decided by the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view,
+    `norm(x)` per clip.
     """
 
     def __init__(self, features: int, groups: int = 32, *, eps: float, dtype):
@@ -192,14 +229,15 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "..."], batch: int = 1) -> Float[Array, "..."]:
         """Args: x, and how many leading axes are samples of their own."""
         y = x.astype(jnp.float32)
-        y = y - self._mean(y, batch)
-        spread = jax.lax.rsqrt(self._mean(jnp.square(y), batch) + self.eps)
+        mean, square = self._mean(y, batch), self._mean(jnp.square(y), batch)
+        spread = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.eps)
         ones = (1,) * (x.ndim - 1)
         scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        return (y * (spread * scale) + bias).astype(self.dtype)
+        scale = spread * scale
+        return (y * scale + (bias - mean * scale)).astype(self.dtype)
 
     def _mean(self, x: Array, batch: int) -> Array:
-        """Means of the groups, for each channel; per channel first, which is fast.
+        """Means of the groups, for each channel.
 
         The reduced axes are not merged: one of them may be sharded.
         """
@@ -262,16 +300,37 @@ class LayerNorm(nnx.Module):
         return (y * scale + bias).astype(self.dtype)
 
 
+def cast_weights(module: nnx.Module) -> None:
+    """Hold linear layers' and convolutions' weights in their compute type, in place.
+
+    For inference: nothing is lost to what they compute, and they are read faster. The
+    module may be abstract.
+    """
+    for layer in _weighted(module):
+        for name in ("kernel", "bias"):
+            if (param := getattr(layer, name)) is not None:
+                value = param.get_value()
+                if isinstance(value, jax.ShapeDtypeStruct):
+                    param.set_value(jax.ShapeDtypeStruct(value.shape, layer.dtype))
+                else:
+                    param.set_value(value.astype(layer.dtype))
+
+
+def rounded_to(module: nnx.Module) -> jnp.dtype | None:
+    """The type that `cast_weights` gave to weights; None if they are float32."""
+    types = {layer.kernel.get_value().dtype for layer in _weighted(module)}
+    types.discard(jnp.dtype("float32"))
+    return types.pop() if types else None
+
+
+def _weighted(module: nnx.Module) -> list[Linear | Conv]:
+    modules = (node for _, node in nnx.iter_modules(module))
+    return [node for node in modules if isinstance(node, Linear | Conv)]
+
+
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """GELU in its erf form (jax.nn.gelu's default is the tanh form)."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
-
-
-def upsample(x: Float[Array, "*n h w c"]) -> Float[Array, "*n 2*h 2*w c"]:
-    """Nearest-neighbour upsampling by 2."""
-    *n, h, w, c = x.shape
-    x = jnp.broadcast_to(x[..., :, None, :, None, :], (*n, h, 2, w, 2, c))
-    return x.reshape(*n, 2 * h, 2 * w, c)
 
 
 def sinusoid(t: Float[Array, "b"], features: int) -> Float[Array, "b d"]:

@@ -18,7 +18,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from videomv_jax.models.attention import SelfAttention
-from videomv_jax.models.layers import Conv, GroupNorm, ResidualBlock, linear, upsample
+from videomv_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    ResidualBlock,
+    UpsampleConv,
+    linear,
+)
 from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.types import InputError
 
@@ -191,6 +197,7 @@ class MultiViewUNet(nnx.Module):
         self.config = config
         layer = functools.partial(Layer, config=config, rngs=rngs)
         conv = functools.partial(Conv, dtype=config.dtype, rngs=rngs)
+        enlarge = functools.partial(UpsampleConv, dtype=config.dtype, rngs=rngs)
         # In float32: rays of neighbouring pixels differ by less than bfloat16 sees.
         self.conv_in = Conv(
             9,
@@ -219,7 +226,7 @@ class MultiViewUNet(nnx.Module):
             for _ in range(config.layers + 1):
                 layers.append(layer(width + skips.pop(), wide, attention))
                 width = wide
-            self.up.append(Level(layers, None if last else conv(wide, wide)))
+            self.up.append(Level(layers, None if last else enlarge(wide, wide)))
         self.norm_out = GroupNorm(width, config.groups, eps=_EPS, dtype="float32")
         self.conv_out = Conv(
             width, _CHANNELS, axes=(None, "conv_in"), dtype="float32", rngs=rngs
@@ -242,7 +249,7 @@ class MultiViewUNet(nnx.Module):
             for layer in level.layers:
                 x = run(layer)(jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
-                x = level.resample(upsample(x))
+                x = level.resample(x)
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 

@@ -30,11 +30,35 @@ from videomv_jax.models.image_condition import (
     ImageConfig,
     ImagePrompt,
 )
-from videomv_jax.models.layers import Conv, GroupNorm, linear, sinusoid, upsample
+from videomv_jax.models.layers import (
+    Conv,
+    GroupNorm,
+    UpsampleConv,
+    linear,
+    sinusoid,
+)
 from videomv_jax.types import InputError, PRNGKey, TextStates
 
+
+def _is_product(primitive, *_, **__) -> bool:
+    """Whether an operation is a linear layer or a convolution."""
+    return primitive.name in ("dot_general", "conv_general_dilated")
+
+
+def _is_narrow_product(primitive, *operands, **params) -> bool:
+    """The same, but for linear layers with more outputs than inputs."""
+    if primitive.name == "dot_general":
+        (_, (contracted, *_)), (batch, _) = params["dimension_numbers"]
+        kernel = operands[1]
+        return not batch and kernel.size <= kernel.shape[contracted] ** 2
+    return _is_product(primitive)
+
+
 _policies = jax.checkpoint_policies
+_attended = _policies.save_only_these_names(ATTENDED)
 _REMAT = {
+    "products": _policies.save_from_both_policies(_is_product, _attended),
+    "narrow": _policies.save_from_both_policies(_is_narrow_product, _attended),
     "block": _policies.nothing_saveable,
     "attention": _policies.save_only_these_names(ATTENDED),
     "offload": _policies.save_and_offload_only_these_names(
@@ -67,9 +91,12 @@ class UNetConfig:
         groups: groups of each group norm. More than one channel per group is needed,
             or the norm erases the embedding.
         dtype: compute type; parameters and output are float32.
-        remat: what the backward pass recomputes: "none"; "block", everything but the
-            blocks' inputs; "attention", also not the outputs of attentions, which
-            are saved; "offload", the same with those in the host's memory.
+        remat: what the backward pass recomputes: "none"; "products", everything but
+            the blocks' inputs and the outputs of convolutions, linear layers and
+            attentions; "narrow", also linear layers with more outputs than inputs;
+            "attention", everything but the blocks' inputs and the outputs of
+            attentions; "offload", the same with those in the host's memory; "block",
+            everything but the blocks' inputs.
     """
 
     in_channels: int = 4
@@ -87,7 +114,9 @@ class UNetConfig:
     dropout: float = 0.1
     groups: int = 32
     dtype: DTypeLike = jnp.bfloat16
-    remat: Literal["none", "block", "attention", "offload"] = "none"
+    remat: Literal["none", "products", "narrow", "attention", "offload", "block"] = (
+        "none"
+    )
 
     def __post_init__(self):
         if self.remat != "none" and self.remat not in _REMAT:
@@ -182,7 +211,9 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         widths, dim = config.widths, config.dim
-        conv = functools.partial(Conv, view_axis=1, dtype=config.dtype, rngs=rngs)
+        options = dict(view_axis=1, dtype=config.dtype, rngs=rngs)
+        conv = functools.partial(Conv, **options)
+        enlarge = functools.partial(UpsampleConv, **options)
         self.time_embedding = Embedding(dim, 4 * dim, rngs=rngs)
         self.camera_embedding = Embedding(
             config.camera_dim, 4 * dim, zero=True, rngs=rngs
@@ -222,7 +253,7 @@ class UNet(nnx.Module):
             inputs = [width, *[features] * config.res_blocks]
             inputs = [n + skips.pop() for n in inputs]
             width = features
-            grow = None if i == 0 else conv(width, width)
+            grow = None if i == 0 else enlarge(width, width)
             self.up.append(Level(stages(i, inputs), grow))
         self.norm_out = GroupNorm(dim, config.groups, eps=1e-5, dtype=config.dtype)
         self.conv_out = conv(
@@ -297,7 +328,7 @@ class UNet(nnx.Module):
             for stage in level.stages:
                 x = through(stage, jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
-                x = level.resample(upsample(x))
+                x = level.resample(x)
         y = self.conv_out(jax.nn.silu(self.norm_out(x, 2)))
         return sharding.constrain(y.astype(jnp.float32), "batch", "views")
 

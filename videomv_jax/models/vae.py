@@ -21,8 +21,8 @@ from videomv_jax.models.layers import (
     Conv,
     GroupNorm,
     ResidualBlock,
+    UpsampleConv,
     linear,
-    upsample,
 )
 from videomv_jax.types import InputError, PRNGKey
 
@@ -115,10 +115,10 @@ class Upsample(nnx.Module):
     """Twice the size by repeating pixels, then a convolution."""
 
     def __init__(self, features: int, config: VAEConfig, *, rngs: nnx.Rngs):
-        self.conv = Conv(features, features, dtype=config.dtype, rngs=rngs)
+        self.conv = UpsampleConv(features, features, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: Features) -> Features:
-        return self.conv(upsample(x))
+        return self.conv(x)
 
 
 def _residual(widths: Sequence[int], config: VAEConfig, *, rngs: nnx.Rngs):

@@ -1,13 +1,13 @@
 """A model's computations as compiled programs.
 
-Each is one `jax.jit`, so it compiles once per batch size and mode. `compile` does so
-ahead of use and side by side. Weights are arguments of all of them, not constants.
+Each is one jitted function, compiled once per batch size and mode. `compile` does so
+ahead of use. Weights are arguments of all of them, not constants.
 """
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,21 +16,25 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt32
 
+from videomv_jax import compat
 from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import ModelConfig
 from videomv_jax.models.image_condition import ImagePrompt
-from videomv_jax.sampling import samplers
+from videomv_jax.sampling import executables, samplers
+from videomv_jax.sampling.executables import Program
 from videomv_jax.sampling.loop import Mode, SamplingState, advance, start
 from videomv_jax.sampling.projection import SplatProjection
 from videomv_jax.splat.cameras import Cameras
 from videomv_jax.splat.conventions import canonical_frame, plucker_rays, unet_condition
 from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.splat.renderer import Renders, render
-from videomv_jax.types import Images, Latents, TextStates, Tokens
+from videomv_jax.types import Images, InputError, Latents, TextStates, Tokens
 
 # (stage, done, total), called when a stage starts and each time it gets on.
 Progress = Callable[[str, int, int], None]
 Weights = Any
+
+_CHUNK = 4  # images that the VAE holds at a time when memory is low
 
 
 @jax.tree_util.register_dataclass
@@ -56,28 +60,41 @@ class Programs:
     Attributes:
         cameras: the orbit of the model.
         schedule: its noise schedule.
-        weights: of every part.
+        weights: of every part, in the order of its structure.
         start, advance, decode, reconstruct, render: see the methods of these names.
     """
 
-    def __init__(self, config: ModelConfig, parts: Mapping[str, nnx.Module]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        parts: Mapping[str, nnx.Module],
+        *,
+        low_memory: bool = False,
+    ):
         """Take a model apart.
 
         Args:
             config: of the model.
             parts: its networks by name.
+            low_memory: decode and encode few images at a time, and leave the text
+                encoder in the host's memory while it is not used.
         """
-        self._config = config
+        self._config, self._chunk = config, _CHUNK if low_memory else None
         self._graphs, self.weights = {}, {}
         for name, part in parts.items():
-            self._graphs[name], self.weights[name] = nnx.split(part)
+            # Lists: flattening the state's own nodes at each call takes milliseconds.
+            graph, state = nnx.split(part)
+            self.weights[name], tree = jax.tree.flatten(state)
+            self._graphs[name] = graph, tree
+        if low_memory and "text_encoder" in self.weights:
+            self.weights["text_encoder"] = jax.device_get(self.weights["text_encoder"])
         self.cameras = config.cameras.orbit()
         self.schedule = schedule.by_name(config.schedule)
-        self.start = jax.jit(self._start, static_argnames="mode")
-        self.advance = jax.jit(self._advance, static_argnames=("aware", "mode"))
-        self.decode = jax.jit(self._decode)
-        self.reconstruct = jax.jit(self._reconstruct)
-        self.render = jax.jit(self._render)
+        self.start = Program(self._start, static=("mode",))
+        self.advance = Program(self._advance, static=("aware", "mode"))
+        self.decode = Program(self._decode)
+        self.reconstruct = Program(self._reconstruct)
+        self.render = Program(self._render)
         self._compiled: set[tuple[int, bool, Mode]] = set()
 
     def compile(self, batch: int, aware: bool, mode: Mode, told: Progress) -> None:
@@ -93,22 +110,46 @@ class Programs:
             told("compiling", 1, 1)
             return
         told("compiling", 0, 1)
-        # Compilation is mostly single-threaded and leaves Python's lock alone.
-        pool = ThreadPoolExecutor()
-        try:
-            futures = []
-            for lowered in self._lowered(batch, aware, mode):
-                futures.append(pool.submit(lowered.compile))
-                told("compiling", 0, 1)
-            for number, future in enumerate(futures, 1):
-                future.result()
-                told("compiling", number, len(futures))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        executables.compile_all(
+            self._lowered(batch, aware, mode),
+            lambda done, total: told("compiling", done, total),
+        )
         self._compiled.add((batch, aware, mode))
 
-    def _lowered(self, batch: int, aware: bool, mode: Mode) -> Iterator[Any]:
-        """Each program, traced; the longest to compile first."""
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write what is compiled; see `executables.save`.
+
+        Raises:
+            InputError: also on a CPU, where XLA cannot write programs that sort, nor
+                those that came from JAX's compilation cache.
+        """
+        if compat.on_cpu():
+            raise InputError(
+                "save_compiled: XLA cannot save a CPU's programs; keep JAX's "
+                "compilation cache instead"
+            )
+        executables.save(directory, self._named(), self._config.to_json())
+
+    def load(self, directory: str | os.PathLike[str]) -> None:
+        """Read what `save` wrote; see `executables.load`."""
+        executables.load(directory, self._named(), self._config.to_json())
+
+    def _named(self) -> dict[str, Program]:
+        names = ("start", "advance", "decode", "reconstruct", "render")
+        return {name: getattr(self, name) for name in names}
+
+    def _lowered(
+        self, batch: int, aware: bool, mode: Mode
+    ) -> Iterator[tuple[Program, jax.stages.Lowered, tuple, dict]]:
+        """Each program that is not ready, traced; the longest to compile first."""
+        for program, args, static in self._needed(batch, aware, mode):
+            if not program.is_ready(args, static):
+                yield program, program.lower(*args, **static), args, static
+
+    def _needed(
+        self, batch: int, aware: bool, mode: Mode
+    ) -> Iterator[tuple[Program, tuple, dict]]:
+        """The programs and the shapes of their arguments."""
         weights, text = self.weights, self._config.text_encoder
         assert text is not None
         side = self._config.cameras.size
@@ -122,33 +163,25 @@ class Programs:
         traced = functools.partial(self._start, mode=mode)
         condition, state = jax.eval_shape(traced, *inputs)
         table = samplers.ddim(self.schedule)
-        yield self.advance.lower(
-            weights,
-            condition,
-            table,
-            state,
-            np.int32(1),
-            number,
-            number,
-            np.uint32(0),
-            aware=aware,
-            mode=mode,
-        )
+        numbers = np.int32(1), number, number, np.uint32(0)
+        static = {"aware": aware, "mode": mode}
+        yield self.advance, (weights, condition, table, state, *numbers), static
         if "reconstructor" in weights:
             views = np.asarray(self._config.sampling.views_3d)
             shape = (batch, len(views), side, side, 3)
             images = jax.ShapeDtypeStruct(shape, np.float32)
             some = self.cameras[views]
-            yield self.reconstruct.lower(weights, images, some)
+            yield self.reconstruct, (weights, images, some), {}
             gaussians = jax.eval_shape(self._reconstruct, weights, images, some)
-            yield self.render.lower(gaussians, self.cameras)
-        yield self.decode.lower(weights, state.x)
-        yield self.start.lower(*inputs, mode=mode)
+            yield self.render, (weights, gaussians, self.cameras), {}
+        yield self.decode, (weights, state.x), {}
+        yield self.start, inputs, {"mode": mode}
 
     # What follows is traced, never run as is.
 
     def _merge(self, name: str, weights: Weights) -> Any:
-        return nnx.merge(self._graphs[name], weights[name])
+        graph, tree = self._graphs[name]
+        return nnx.merge(graph, jax.tree.unflatten(tree, weights[name]))
 
     def _start(
         self,
@@ -219,6 +252,7 @@ class Programs:
                 else sampling.background_3d,
                 oversampling=2 if mode == "reference" else 1,
                 original=mode == "reference",
+                chunk=self._chunk,
             )
             if mode == "reference":
                 key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -236,7 +270,8 @@ class Programs:
         )
 
     def _decode(self, weights: Weights, latents: Latents) -> Images:
-        return self._merge("vae", weights).decode(latents).clip(0, 1)
+        vae = self._merge("vae", weights)
+        return vae.decode(latents, chunk=self._chunk).clip(0, 1)
 
     def _reconstruct(
         self, weights: Weights, images: Images, cameras: Cameras
@@ -249,7 +284,9 @@ class Programs:
         gaussians = self._merge("reconstructor", weights)(images, rays)
         return gaussians.transform(world_from_local)
 
-    def _render(self, gaussians: Gaussians, cameras: Cameras) -> Renders:
+    def _render(
+        self, weights: Weights, gaussians: Gaussians, cameras: Cameras
+    ) -> Renders:
         """Every scene from the same cameras, over the model's background."""
         background = jnp.asarray(self._config.cameras.background, jnp.float32)
         return render(gaussians, cameras, background=background)

@@ -19,7 +19,7 @@ from videomv_jax.training.parts import TRAIN
 from videomv_jax.types import InputError
 
 Stage = Literal["autoencoder", "diffusion", "reconstruction", "joint"]
-REMAT = ("none", "block", "attention", "offload")
+REMAT = ("none", "products", "narrow", "attention", "offload", "block")
 
 
 @dataclasses.dataclass(frozen=True)

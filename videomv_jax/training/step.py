@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from videomv_jax import sharding
+from videomv_jax import compat, sharding
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.feed import Batch, Feed
@@ -111,7 +111,8 @@ def make_step(
             metrics["skipped"] = state.health.skipped.astype(jnp.float32)
         return state, metrics | {BROKEN: state.health.broken}
 
-    return jax.jit(step, donate_argnums=0)
+    options = compat.compiler_options()
+    return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 def _accumulated(gradient: Callable, count: int) -> Callable:

@@ -1,0 +1,83 @@
+"""Which form of attention a GPU gets, by shape and type, without a GPU."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from videomv_jax import compat
+from videomv_jax.models.attention import ViewAttention, attention
+
+FLASH, BACKWARD = "@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("
+TRITON = "@__gpu$xla.gpu.triton("
+# From JAX 0.11 on; docs/rasterizer.md says what comes after Triton.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The Pallas Triton backend:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def lowered(monkeypatch):
+    """The text of a function's program for an H200 whose cuDNN JAX cannot ask."""
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_100)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(
+        cudnn, "is_cuda_compute_capability_equal", lambda _: False, raising=False
+    )
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="cuda")
+    mesh = AbstractMesh(
+        (1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device
+    )
+
+    def text(function, *args):
+        with compat.compiling_for("gpu"), jax.sharding.use_abstract_mesh(mesh):
+            traced = jax.jit(function).trace(*args)
+            return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    return text
+
+
+def tokens(queries, keys, dtype="bfloat16", width=64):
+    q = jax.ShapeDtypeStruct((2, queries, 5, width), dtype)
+    k = jax.ShapeDtypeStruct((2, keys, 5, width), dtype)
+    return q, k, k
+
+
+@pytest.mark.parametrize(
+    ("shapes", "flash"),
+    [
+        (tokens(1024, 1024), 1),
+        (tokens(24 * 64, 77), 1),
+        (tokens(64, 64), 0),
+        (tokens(77, 77), 0),
+        (tokens(1024, 1024, "float32"), 0),
+        (tokens(1024, 1024, width=512), 0),
+    ],
+)
+def test_cudnn_where_it_is_faster_and_able(lowered, shapes, flash):
+    # A new function each time: what is traced for a shape is kept.
+    text = lowered(lambda *qkv: attention(*qkv), *shapes)
+    assert text.count(FLASH) == flash
+
+
+@pytest.mark.parametrize("keys", [77, 1024])
+def test_its_gradient_gets_an_even_number_of_keys(lowered, keys):
+    def loss(*qkv):
+        return attention(*qkv).astype(jnp.float32).sum()
+
+    text = lowered(jax.grad(loss, (0, 1, 2)), *tokens(1024, keys))
+    assert text.count(FLASH) == text.count(BACKWARD) == 1
+    assert ("2x80x5x64" in text) == (keys == 77)
+
+
+@pytest.mark.parametrize(("dtype", "kernels"), [("bfloat16", 2), ("float32", 0)])
+def test_views_have_a_kernel_of_their_own(lowered, dtype, kernels):
+    layer = ViewAttention(64, 2, bias=False, dtype=dtype, rngs=nnx.Rngs(0))
+
+    def loss(x):
+        return layer(x).astype(jnp.float32).sum()
+
+    x = jax.ShapeDtypeStruct((2, 24, 16, 64), dtype)
+    assert lowered(jax.value_and_grad(loss), x).count(TRITON) == kernels
