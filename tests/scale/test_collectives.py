@@ -21,10 +21,16 @@ TEXT = """HloModule jit_f
 replica_groups={{0,4},{1,5},{2,6},{3,7}}, use_global_device_ids=true, to_apply=%add
 }
 
+%start (a: f32[2,4]) -> f32[8,4] {
+  ROOT %h = f32[8,4]{1,0} all-gather(%a), channel_id=2, \
+replica_groups=[2,4]<=[8], dimensions={0}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %g = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), channel_id=2, \
 replica_groups=[2,4]<=[8], dimensions={0}
   %d = f32[8,4]{1,0} all-gather-done(%g)
+  %u = f32[8,4]{1,0} fusion(%p), kind=kCustom, calls=%start
   %t = (bf16[3]{0}, bf16[3]{0}, bf16[3]{0}, bf16[3]{0}) all-to-all(%a, %b, %c, %e), \
 replica_groups=[2,4]<=[4,2]T(1,0)
   %n = f32[2]{0} reduce-scatter(%p), \

@@ -34,6 +34,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _MESH = re.compile(
     r"mesh\[(.+?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*)\}"
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -69,12 +70,23 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
     Raises:
         ValueError: groups of devices in a notation this does not read.
     """
-    found = []
+    found: list[Collective] = []
+    by_channel: dict[str, int] = {}
     computations, entry = _computations(hlo)
     for name, count in _executions(computations, entry).items():
         for line in computations[name]:
             if match := _OPERATION.match(line):
-                found.append(_read(line, match, name, count, mesh))
+                one = _read(line, match, name, count, mesh)
+                channel = _CHANNEL.search(line)
+                # TPUs overlap an exchange with kernels; its start, its end and each of
+                # those kernels then repeat it.
+                if channel is None or channel[1] not in by_channel:
+                    if channel is not None:
+                        by_channel[channel[1]] = len(found)
+                    found.append(one)
+                    continue
+                at = by_channel[channel[1]]
+                found[at] = max(found[at], one, key=lambda x: x.count)
             elif match := _SEND.match(line):
                 size = _bytes(*_SHAPE.findall(match[1])[0])
                 purpose = _PURPOSE.search(line)
