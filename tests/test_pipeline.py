@@ -274,7 +274,7 @@ def test_long_prompts_say_what_is_cut(model):
 
 
 def test_unknown_models_name_the_closest(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "embedded", lambda: ["tiny", "large"])
+    monkeypatch.setattr(embedded, "embedded", lambda: ["tiny", "large"])
     with pytest.raises(InputError, match="unknown model.*'tinny': did you mean 'tiny'"):
         VideoMV.from_pretrained("tinny")
     with pytest.raises(InputError, match="is not a model folder"):
