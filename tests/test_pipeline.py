@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from videomv_jax import pipeline
+from videomv_jax import embedded
 from videomv_jax.model_folder import PARTS, load_model, read_config
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.sampling.programs import Programs

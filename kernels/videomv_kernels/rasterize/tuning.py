@@ -26,7 +26,7 @@ class Tuning:
 # NVIDIA H100 80GB HBM3, JAX 0.11.2, milliseconds forward / with gradients of 65,536
 # Gaussians in 24 views. At 512^2: 8 by 16 takes 2.32 / 6.33, 8 by 8 2.66 / 6.07; at
 # 256^2: 8 by 8 takes 1.53 / 3.79, 4 by 8 1.62 / 3.90. NVIDIA H200: the same tiles won
-# with a prototype of these kernels. Not measured: sizes in between, chunks other than 8.
+# with a prototype of these kernels. Not measured: sizes in between, other chunks than 8
 _SIZES = ((384, Tuning((8, 16), 8)), (0, Tuning((8, 8), 8)))
 _TUNED: dict[str, tuple[tuple[int, Tuning], ...]] = {
     "NVIDIA H100 80GB HBM3": _SIZES,
