@@ -14,8 +14,7 @@ from videomv_jax.presets import PRESETS
 from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.config import load_config
 from videomv_jax.training.diffusion import DiffusionTask
-from videomv_jax.training.loop import make_mesh
-from videomv_jax.training.state import abstract_state
+from videomv_jax.training.state import abstract_state, make_mesh
 from videomv_jax.training.step import make_optimizer
 
 

@@ -18,6 +18,7 @@ ROOMS = (
     "exchange",
     "presets",
     "model_folder",
+    "embedded",
     "data",
     "convert",
     "diffusion",

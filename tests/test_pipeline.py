@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from videomv_jax import pipeline
+from videomv_jax import embedded
 from videomv_jax.model_folder import PARTS, load_model, read_config
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.sampling.programs import Programs
@@ -274,7 +274,7 @@ def test_long_prompts_say_what_is_cut(model):
 
 
 def test_unknown_models_name_the_closest(monkeypatch, tmp_path):
-    monkeypatch.setattr(pipeline, "embedded", lambda: ["tiny", "large"])
+    monkeypatch.setattr(embedded, "embedded", lambda: ["tiny", "large"])
     with pytest.raises(InputError, match="unknown model.*'tinny': did you mean 'tiny'"):
         VideoMV.from_pretrained("tinny")
     with pytest.raises(InputError, match="is not a model folder"):

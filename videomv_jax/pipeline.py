@@ -10,11 +10,9 @@ generation = model.generate(images=["photo.png"])
 
 import dataclasses
 import functools
-import importlib.resources
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +21,8 @@ from jaxtyping import Float, Int
 
 from videomv_jax.data import photo as photo_files
 from videomv_jax.data.tokenizer import encode, load_tokenizer
+from videomv_jax.embedded import find_model
 from videomv_jax.model_folder import (
-    CONFIG,
     PARTS,
     LoadedModel,
     ModelConfig,
@@ -32,7 +30,6 @@ from videomv_jax.model_folder import (
     save_model,
 )
 from videomv_jax.models import layers
-from videomv_jax.sampling import samplers
 from videomv_jax.sampling.loop import Mode
 from videomv_jax.sampling.programs import Programs, Progress
 from videomv_jax.splat.cameras import Cameras
@@ -63,30 +60,6 @@ class Generation:
     gaussians: Gaussians | None
     dropped: int
     settings: dict[str, Any]
-
-
-def embedded() -> list[str]:
-    """Names of the models that come with the package."""
-    root = importlib.resources.files("videomv_jax") / "embedded"
-    if not root.is_dir():
-        return []
-    return sorted(f.name for f in root.iterdir() if (f / CONFIG).is_file())
-
-
-def find_model(name: str | os.PathLike[str]) -> Path:
-    """The folder of an embedded model's name, or the folder given.
-
-    Raises:
-        InputError: neither; the closest name is told.
-    """
-    if os.fspath(name) in embedded():
-        root = importlib.resources.files("videomv_jax") / "embedded"
-        return Path(str(root / os.fspath(name)))
-    if Path(name).is_dir():
-        return Path(name)
-    raise InputError.unknown(
-        "model, and no folder either,", os.fspath(name), embedded()
-    )
 
 
 class VideoMV:
@@ -217,7 +190,7 @@ class VideoMV:
             negative_prompt = sampling.negative_prompt
         tokens, _ = self.tokenize(prompts)
         negative, _ = self._encode([negative_prompt] * len(prompts))
-        table, settings = self._table(mode, sampler, steps, steps_3d)
+        table, settings = self._programs.table(mode, sampler, steps, steps_3d)
         scale = _number("guidance", guidance, sampling.guidance, 0, 100)
         rescale = _number(
             "guidance_rescale", guidance_rescale, sampling.guidance_rescale, 0, 1
@@ -331,7 +304,7 @@ class VideoMV:
         self._require("unet", "vae", "text_encoder")
         if batch < 1:
             raise InputError(f"batch: got {batch}, want at least 1")
-        table, _ = self._table(mode, None, None, steps_3d)
+        table, _ = self._programs.table(mode, None, None, steps_3d)
         aware = bool(table.project.any())
         if aware:
             self._require("reconstructor")
@@ -500,34 +473,6 @@ class VideoMV:
         if self.tokenizer_dir is None:
             raise InputError(f"the model {self.config.name!r} has no tokenizer")
         return load_tokenizer(self.tokenizer_dir)
-
-    def _table(
-        self,
-        mode: Mode,
-        sampler: str | None,
-        steps: int | None,
-        steps_3d: Sequence[float] | None,
-    ) -> tuple[samplers.Steps, dict[str, Any]]:
-        """The sampler's table with its 3D-aware steps, and what it was made from."""
-        if mode not in get_args(Mode):
-            raise InputError.unknown("mode", mode, get_args(Mode))
-        sampling, reference = self.config.sampling, mode == "reference"
-        if sampler is None:
-            sampler = "ddim" if reference else sampling.sampler
-        if steps is None:
-            steps = 50 if reference else sampling.steps
-        table = samplers.by_name(sampler)(self._programs.schedule, steps)
-        if steps_3d is None and reference:
-            table = samplers.project_at_indices(table)
-        else:
-            fractions = sampling.steps_3d if steps_3d is None else steps_3d
-            table = samplers.project_at(table, fractions)
-        return table, {
-            "mode": mode,
-            "sampler": sampler,
-            "steps": int(table.count),
-            "steps_3d": np.flatnonzero(table.project).tolist(),
-        }
 
 
 def _number(

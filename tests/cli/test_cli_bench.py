@@ -1,6 +1,8 @@
 """`videomv bench`: a table, a file, and clear errors."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -30,3 +32,14 @@ def test_errors(options, message):
     result = CliRunner().invoke(app, ["bench", "raster", *options])
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+def test_data(tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "tiny_text_to_views.py"
+    command = ["bench", "data", "--config", str(config), "--batches", "3"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    rates = re.match(r"(\S+) batches/s, (\S+) objects/s", result.output)
+    assert rates is not None
+    # 128 objects a batch; figures have four digits.
+    assert float(rates[2]) == pytest.approx(128 * float(rates[1]), rel=2e-3)

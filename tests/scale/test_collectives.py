@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from videomv_jax.scale.collectives import Collective, collectives, totals
+from videomv_jax.scale.collectives import SLICES, Collective, collectives, totals
 from videomv_jax.sharding import make_mesh
 
 MESH = {"data": 2, "fsdp": 1, "tensor": 1, "view": 4}
@@ -21,10 +21,16 @@ TEXT = """HloModule jit_f
 replica_groups={{0,4},{1,5},{2,6},{3,7}}, use_global_device_ids=true, to_apply=%add
 }
 
+%start (a: f32[2,4]) -> f32[8,4] {
+  ROOT %h = f32[8,4]{1,0} all-gather(%a), channel_id=2, \
+replica_groups=[2,4]<=[8], dimensions={0}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %g = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%p), channel_id=2, \
 replica_groups=[2,4]<=[8], dimensions={0}
   %d = f32[8,4]{1,0} all-gather-done(%g)
+  %u = f32[8,4]{1,0} fusion(%p), kind=kCustom, calls=%start
   %t = (bf16[3]{0}, bf16[3]{0}, bf16[3]{0}, bf16[3]{0}) all-to-all(%a, %b, %c, %e), \
 replica_groups=[2,4]<=[4,2]T(1,0)
   %n = f32[2]{0} reduce-scatter(%p), \
@@ -34,6 +40,10 @@ replica_groups=mesh['a'=8] {'a':(1)2}, dimensions={0}, to_apply=%add
   %e = f32[8]{0} all-gather(%p), \
 replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={0}
   %c = f32[4]{0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}
+  %x = (f32[2,4]{1,0}, u32[], token[]) send(%b, %a), channel_id=9, \
+is_host_transfer=true, frontend_attributes=\
+{_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.1_0"}
   %w = (s32[], f32[8]) while(%i), condition=%cond, body=%body, \
 backend_config={"known_trip_count":{"n":"5"}}
 }
@@ -49,6 +59,7 @@ def test_every_kind():
         Collective("reduce-scatter", "data", 1, 8, 8),
         Collective("all-gather", "view", 1, 32, 24),
         Collective("collective-permute", "view", 1, 16, 16),
+        Collective("all-reduce", SLICES, 1, 32, 32),
         Collective("all-reduce", "data", 5, 32, 32.0),
     ]
     assert totals(found)["all-reduce", "data"] == 160

@@ -39,11 +39,14 @@ def test_strategies_side_by_side(small_folder, monkeypatch, tmp_path):
     done = CliRunner().invoke(
         app,
         ["bench", "sharding", "--config", str(config), "--strategies", "dp,view"]
-        + ["--devices", "4", "--steps", "2", "--out", str(out)],
+        + ["--devices", "1,4", "--per-device", "2", "--steps", "2"]
+        + ["--out", str(out)],
     )
     assert done.exit_code == 0, done.output
     with out.open() as file:
-        dp, view = csv.DictReader(file)
+        alone, dp, view = csv.DictReader(file)
+    assert [one["batch"] for one in (alone, dp, view)] == ["2", "8", "8"]
+    assert alone["of one device's, per device"] == "100.0%"
     assert (dp["mesh"], view["mesh"]) == ("data=4", "view=4")
     assert "all-to-all view" in view["sent MB by kind and axis"]
     assert "all-to-all" not in dp["sent MB by kind and axis"]

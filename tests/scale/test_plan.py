@@ -5,7 +5,10 @@ import dataclasses
 import io
 import xml.etree.ElementTree as ET
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from videomv_jax import presets
@@ -13,7 +16,9 @@ from videomv_jax.models.unet import UNetConfig
 from videomv_jax.scale import plan as module
 from videomv_jax.scale import report
 from videomv_jax.scale.chips import CHIPS, bounds, chip_of
+from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.plan import Plan
+from videomv_jax.sharding import BATCH_AXES, make_mesh
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.types import InputError
 
@@ -46,6 +51,8 @@ def test_bounds():
     assert least.overlapped == pytest.approx(10e-3)
     assert least.in_a_row == pytest.approx(12e-3)
     assert LARGE.bounds is None
+    two = dataclasses.replace(PLAN, slices=2, sent=PLAN.sent | {"all-reduce slices": 9})
+    assert two.bounds == PLAN.bounds and two.sent_between_slices == 9
     assert bounds(CHIPS["v6e"], 0, 0, 4e11).network == 1
     with pytest.raises(InputError, match="known: v5e"):
         chip_of("v5:2x4")
@@ -58,7 +65,7 @@ def test_search(monkeypatch, first, each, wanted):
     """Memory `first + each * n`, bent a little, of a chip of 16 GiB."""
     compiled = []
 
-    def fake(config, topology, say, cache):
+    def fake(config, topology, say, cache, slices):
         units = config.batch_size // 8
         compiled.append(units)
         total = (first + each * units + 0.01 * (units % 3)) * GIB
@@ -67,7 +74,7 @@ def test_search(monkeypatch, first, each, wanted):
         )
 
     monkeypatch.setattr(module, "plan", fake)
-    monkeypatch.setattr(module, "_devices", lambda topology: None)
+    monkeypatch.setattr(module, "_devices", lambda topology, slices: None)
     config = TrainConfig(stage="diffusion", strategy="fsdp")
     best = module.largest_batch(config, "v5e:2x4", print, None)
     assert best.batch == 8 * wanted
@@ -76,7 +83,7 @@ def test_search(monkeypatch, first, each, wanted):
 
 def test_search_where_nothing_fits(monkeypatch):
     monkeypatch.setattr(module, "plan", lambda *_: LARGE)
-    monkeypatch.setattr(module, "_devices", lambda topology: None)
+    monkeypatch.setattr(module, "_devices", lambda topology, slices: None)
     config = TrainConfig(stage="diffusion", strategy="fsdp")
     assert module.largest_batch(config, "v5e:2x4", print, None) is None
 
@@ -134,3 +141,24 @@ def test_a_small_model_for_a_small_slice(monkeypatch, tmp_path):
     assert any(what.startswith("all-gather fsdp") for what in found.sent)
     assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found
     assert "found in" in said[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_aot
+def test_two_slices():
+    """Gradients are summed within a slice, and their shares between slices."""
+    pytest.importorskip("libtpu")
+    devices = module._devices("v5e:2x4", 2)
+    mesh = make_mesh("fsdp", devices=devices)
+    assert mesh.shape["data"] == 2 and module._within_slice(mesh)["data"] == 1
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    over = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    w = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=split)
+    x = jax.ShapeDtypeStruct((256, 1024), jnp.float32, sharding=over)
+    gradient = jax.jit(
+        jax.grad(lambda w, x: jnp.square(x @ w).mean()), out_shardings=split
+    )
+    text = gradient.lower(w, x).compile().as_text()
+    sent = totals(collectives(text, module._within_slice(mesh)))
+    assert sent["all-reduce", SLICES] == 1024 * 1024 * 4 / 8
+    assert sent["reduce-scatter", "fsdp"] > 0

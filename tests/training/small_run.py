@@ -19,8 +19,9 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from videomv_jax import pipeline, presets
+from videomv_jax import presets
 from videomv_jax.cli.environment import console_of_the_first, join_hosts
+from videomv_jax.embedded import find_model
 from videomv_jax.models.layers import linear
 from videomv_jax.training import stages
 from videomv_jax.training.config import TrainConfig
@@ -165,7 +166,7 @@ def main() -> None:
     values = {name: types[name](text) for name, text in values.items()}
     config = dataclasses.replace(base, out=folder, **values)
     if tiny:
-        start = str(pipeline.find_model("tiny"))
+        start = str(find_model("tiny"))
         train(few_views(dataclasses.replace(config, init_from=start)), config, console)
         return
     task = Reverse(host=task == "host")

@@ -15,12 +15,12 @@ from rich.console import Console
 from small_run import CONFIG, QUIET, Reverse, losses, run
 
 from videomv_jax.sharding import STRATEGIES
-from videomv_jax.training.loop import make_mesh
 from videomv_jax.training.metrics import MetricWriter
 from videomv_jax.training.state import (
     abstract_state,
     apply_gradients,
     create_state,
+    make_mesh,
 )
 from videomv_jax.training.step import make_optimizer
 from videomv_jax.types import InputError

@@ -57,8 +57,8 @@ def encode(
     from videomv_jax.data.encode import encode as run
     from videomv_jax.data.sources import open_source
     from videomv_jax.data.tokenizer import load_tokenizer
+    from videomv_jax.embedded import find_model
     from videomv_jax.model_folder import load_model
-    from videomv_jax.pipeline import find_model
 
     spec = one_spec(source, layout, captions, index, objects, elevations)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

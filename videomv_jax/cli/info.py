@@ -33,7 +33,7 @@ def info(
 def _installation() -> Table:
     import jax
 
-    from videomv_jax.pipeline import embedded
+    from videomv_jax.embedded import embedded
 
     table = _rows()
     table.add_row("videomv_jax", __version__)
@@ -47,8 +47,8 @@ def _installation() -> Table:
 
 def _verify(name: str) -> None:
     from videomv_jax import weights
+    from videomv_jax.embedded import find_model
     from videomv_jax.model_folder import read_config
-    from videomv_jax.pipeline import find_model
 
     folder = find_model(name)
     shared_with = read_config(folder).shared_with
@@ -60,6 +60,7 @@ def _verify(name: str) -> None:
 
 def _describe(name: str) -> Table:
     from videomv_jax import weights
+    from videomv_jax.embedded import find_model
     from videomv_jax.model_folder import (
         PARTS,
         TOKENIZER,
@@ -67,7 +68,6 @@ def _describe(name: str) -> Table:
         folder_of,
         read_config,
     )
-    from videomv_jax.pipeline import find_model
 
     folder = find_model(name)
     config = read_config(folder)

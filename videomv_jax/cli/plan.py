@@ -21,6 +21,7 @@ def plan(
     strategy: Annotated[
         str, typer.Option(help="A name in sharding.STRATEGIES; default: the config's.")
     ] = "",
+    slices: Annotated[int, typer.Option(help="How many slices of that shape.")] = 1,
     set: Annotated[
         list[str] | None,
         typer.Option(help="Override a field of the config: name=value; repeatable."),
@@ -66,7 +67,7 @@ def plan(
                     console.print(text, markup=False, highlight=False)
 
             search = largest_batch if largest else make_plan
-            best = search(chosen, topology, say, cache_folder("plans"))
+            best = search(chosen, topology, say, cache_folder("plans"), slices)
             if best is None:
                 console.print(f"{name}: not even the smallest batch fits")
             else:

@@ -45,7 +45,7 @@ def prepare(
         notes.print(f"warning: {warning.message}")
     trained = CameraConfig(size=256, background=1.0)
     if model is not None:
-        from videomv_jax.pipeline import find_model
+        from videomv_jax.embedded import find_model
 
         trained = read_config(find_model(model)).cameras
     image = photos.frame(

@@ -7,8 +7,8 @@ ahead of use. Weights are arguments of all of them, not constants.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,41 @@ class Programs:
             lambda done, total: told("compiling", done, total),
         )
         self._compiled.add((batch, aware, mode))
+
+    def table(
+        self,
+        mode: Mode,
+        sampler: str | None,
+        steps: int | None,
+        steps_3d: Sequence[float] | None,
+    ) -> tuple[samplers.Steps, dict[str, Any]]:
+        """The sampler's table with its 3D-aware steps, and what it was made from.
+
+        Args:
+            mode, sampler, steps, steps_3d: as `VideoMV.generate` takes them.
+
+        Raises:
+            InputError: an unknown name, or a number out of its range.
+        """
+        if mode not in get_args(Mode):
+            raise InputError.unknown("mode", mode, get_args(Mode))
+        sampling, reference = self._config.sampling, mode == "reference"
+        if sampler is None:
+            sampler = "ddim" if reference else sampling.sampler
+        if steps is None:
+            steps = 50 if reference else sampling.steps
+        table = samplers.by_name(sampler)(self.schedule, steps)
+        if steps_3d is None and reference:
+            table = samplers.project_at_indices(table)
+        else:
+            fractions = sampling.steps_3d if steps_3d is None else steps_3d
+            table = samplers.project_at(table, fractions)
+        return table, {
+            "mode": mode,
+            "sampler": sampler,
+            "steps": int(table.count),
+            "steps_3d": np.flatnonzero(table.project).tolist(),
+        }
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Write what is compiled; see `executables.save`.

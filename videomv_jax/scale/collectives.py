@@ -20,12 +20,21 @@ _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _OPERATION = re.compile(
     rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)}|ragged-all-to-all)(-start)?\("
 )
+# Between slices: the host's network library sends for the chip.
+_SEND = re.compile(
+    r"^\s*(?:ROOT )?%?\S+ = \((.+?), u32\[\].* send\(.*xla_megascale_runtime"
+)
+_PURPOSE = re.compile(r'_xla_host_transfer_rendezvous="([a-z\-]+)')
+SLICES = "slices"
+"""The axes of what goes between slices, over the data-centre network."""
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) .*\{\s*$")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _MESH = re.compile(
     r"mesh\[(.+?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*)\}"
 )
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -35,7 +44,7 @@ class Collective:
 
     Attributes:
         kind: one of `KINDS`.
-        axes: mesh axes over which chips exchange, joined by "+".
+        axes: mesh axes over which chips exchange, joined by "+"; `SLICES`.
         count: how often a run of the program does it.
         result_bytes: size of what a chip holds afterwards.
         sent_bytes: what a chip sends, each time, if the exchange is optimal on a
@@ -55,17 +64,34 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
 
     Args:
         hlo: `compiled.as_text()`.
-        mesh: sizes of the axes of the mesh it was compiled for, in their order.
+        mesh: sizes of the axes of the mesh it was compiled for, in their order; of
+            the part within a slice, where there are several.
 
     Raises:
         ValueError: groups of devices in a notation this does not read.
     """
-    found = []
+    found: list[Collective] = []
+    by_channel: dict[str, int] = {}
     computations, entry = _computations(hlo)
     for name, count in _executions(computations, entry).items():
         for line in computations[name]:
             if match := _OPERATION.match(line):
-                found.append(_read(line, match, name, count, mesh))
+                one = _read(line, match, name, count, mesh)
+                channel = _CHANNEL.search(line)
+                # TPUs overlap an exchange with kernels; its start, its end and each of
+                # those kernels then repeat it.
+                if channel is None or channel[1] not in by_channel:
+                    if channel is not None:
+                        by_channel[channel[1]] = len(found)
+                    found.append(one)
+                    continue
+                at = by_channel[channel[1]]
+                found[at] = max(found[at], one, key=lambda x: x.count)
+            elif match := _SEND.match(line):
+                size = _bytes(*_SHAPE.findall(match[1])[0])
+                purpose = _PURPOSE.search(line)
+                kind = purpose[1] if purpose else "send"
+                found.append(Collective(kind, SLICES, count, size, size))
     return found
 
 

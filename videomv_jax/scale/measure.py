@@ -13,10 +13,9 @@ from videomv_jax.presets import PRESETS
 from videomv_jax.scale.collectives import collectives, totals
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.diffusion import DiffusionTask
+from videomv_jax.training.flops import PEAK_FLOPS
 from videomv_jax.training.flops import count as count_flops
-from videomv_jax.training.loop import make_mesh
-from videomv_jax.training.metrics import PEAK_FLOPS
-from videomv_jax.training.state import create_state
+from videomv_jax.training.state import create_state, make_mesh
 from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
@@ -62,6 +61,9 @@ def measure(
 ) -> Measured:
     """Run steps of a diffusion run with random weights and random latents.
 
+    Weights repeat a million random numbers: making others would take longer to compile
+    than the step.
+
     Args:
         config: the run; `batch_size` is of all devices together.
         devices: how many of this process's devices.
@@ -85,7 +87,11 @@ def measure(
     say(f"{name}: making the state")
     task = DiffusionTask(config, PRESETS[config.model])
     optimizer = make_optimizer(config)
-    state = create_state(task.networks, optimizer, config, mesh)
+    block = 0.02 * np.random.default_rng(1).standard_normal(1 << 20, np.float32)
+    shapes = jax.eval_shape(task.networks.init, jax.random.key(0))
+    weights = {name: np.resize(block, x.shape) for name, x in shapes.items()}
+    state = create_state(task.networks, optimizer, config, mesh, weights)
+    del weights
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     constants = jax.jit(task.random_constants, out_shardings=whole)(jax.random.key(1))
     numbers = np.random.default_rng(0).integers(
@@ -126,9 +132,12 @@ def measure(
     )
 
 
-def row(one: Measured) -> dict[str, str]:
-    """The figures as text."""
-    median = float(np.median(one.seconds))
+def row(one: Measured, alone: Measured | None = None) -> dict[str, str]:
+    """The figures as text; `alone` is the run on one device, if there is one."""
+    median, scaling = float(np.median(one.seconds)), "-"
+    if alone is not None:
+        speed = alone.batch / float(np.median(alone.seconds))
+        scaling = f"{one.batch / median / one.devices / speed:.1%}"
     sent = ", ".join(f"{k} {a} {n / 1e6:.1f}" for (k, a), n in one.sent.items())
     return {
         "strategy": one.strategy,
@@ -138,6 +147,7 @@ def row(one: Measured) -> dict[str, str]:
         "step ms, median": f"{1e3 * median:.1f}",
         "step ms, least": f"{1e3 * min(one.seconds):.1f}",
         "objects/s": f"{one.batch / median:.2f}",
+        "of one device's, per device": scaling,
         "TFLOP a step": f"{one.flops / 1e12:.3f}",
         "MFU": "-" if one.mfu is None else f"{one.mfu:.1%}",
         "memory GiB": f"{one.memory / 2**30:.2f}",
@@ -147,9 +157,15 @@ def row(one: Measured) -> dict[str, str]:
     }
 
 
+def rows_of(measured: Sequence[Measured]) -> list[dict[str, str]]:
+    """All of them as text, beside the first that is of one device."""
+    alone = next((one for one in measured if one.devices == 1), None)
+    return [row(one, alone) for one in measured]
+
+
 def table(measured: Sequence[Measured]) -> Table:
     """The rows, one column for each run."""
-    rows = [row(one) for one in measured]
+    rows = rows_of(measured)
     made = Table()
     made.add_column("")
     for one in rows:

@@ -17,17 +17,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from videomv_jax import compat, sharding
 from videomv_jax.presets import PRESETS
 from videomv_jax.scale.chips import Bounds, bounds, chip_of
-from videomv_jax.scale.collectives import collectives, totals
+from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.diffusion import DiffusionTask
 from videomv_jax.training.flops import count as count_flops
-from videomv_jax.training.loop import make_mesh
-from videomv_jax.training.state import abstract_state
+from videomv_jax.training.state import abstract_state, make_mesh
 from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
@@ -39,8 +40,8 @@ class Plan:
     """What one chip does in a step.
 
     Attributes:
-        topology, strategy: what it was compiled for.
-        mesh: sizes of the mesh axes.
+        topology, slices, strategy: what it was compiled for.
+        mesh: sizes of the mesh axes, over all slices.
         batch: objects per step, over all chips.
         parameters: trained ones, of the whole model.
         fits: whether the compiler found room in the chip's memory.
@@ -71,17 +72,29 @@ class Plan:
     bytes: float | None = None
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
+    slices: int = 1
+
+    @property
+    def sent_between_slices(self) -> float:
+        """Bytes a chip sends over the data-centre network."""
+        return sum(n for what, n in self.sent.items() if what.endswith(f" {SLICES}"))
 
     @property
     def bounds(self) -> Bounds | None:
-        """Least times of the step; None where it does not fit."""
+        """Least times of the step; None where it does not fit.
+
+        What is sent between slices is not in them: its rate is the data centre's.
+        """
         if self.flops is None or self.bytes is None:
             return None
         chip = chip_of(self.topology)
-        return bounds(chip, self.flops, self.bytes, sum(self.sent.values()))
+        sent = sum(self.sent.values()) - self.sent_between_slices
+        return bounds(chip, self.flops, self.bytes, sent)
 
 
-def plan(config: TrainConfig, topology: str, say: Say, cache: Path | None) -> Plan:
+def plan(
+    config: TrainConfig, topology: str, say: Say, cache: Path | None, slices: int = 1
+) -> Plan:
     """Compile the step of a diffusion run for a TPU topology and read the program.
 
     Args:
@@ -89,13 +102,14 @@ def plan(config: TrainConfig, topology: str, say: Say, cache: Path | None) -> Pl
         topology: chip and shape, such as "v5e:16x16".
         say: told what is being done.
         cache: folder of earlier results, found again by the program and versions.
+        slices: how many slices of that shape.
 
     Raises:
         InputError: another stage, an unknown topology, no libtpu, or a batch or model
             that the mesh does not divide.
     """
     chip_of(topology)
-    mesh = make_mesh(config, _devices(topology))
+    mesh = make_mesh(config, _devices(topology, slices))
     name = f"{config.strategy}, batch {config.batch_size}"
     say(f"{name}: tracing")
     with compat.compiling_for("tpu"):
@@ -112,8 +126,11 @@ def plan(config: TrainConfig, topology: str, say: Say, cache: Path | None) -> Pl
         fits=False,
         total_bytes=0.0,
         model_flops=model_flops,
+        slices=slices,
     )
-    file = None if cache is None else cache / f"{_digest(lowered, topology)}.json"
+    file = (
+        None if cache is None else cache / f"{_digest(lowered, topology, slices)}.json"
+    )
     if file is not None and file.exists():
         say(f"{name}: found in {file.parent}")
         return Plan(**json.loads(file.read_text()))
@@ -136,7 +153,7 @@ def plan(config: TrainConfig, topology: str, say: Say, cache: Path | None) -> Pl
 
 
 def largest_batch(
-    config: TrainConfig, topology: str, say: Say, cache: Path | None
+    config: TrainConfig, topology: str, say: Say, cache: Path | None, slices: int = 1
 ) -> Plan | None:
     """The plan with the largest batch that fits; None if not even the smallest does.
 
@@ -145,7 +162,8 @@ def largest_batch(
     chip's memory, until one fits and the next larger does not.
     """
     mesh = make_mesh(
-        dataclasses.replace(config, batch_size=2**30, accumulate=1), _devices(topology)
+        dataclasses.replace(config, batch_size=2**30, accumulate=1),
+        _devices(topology, slices),
     )
     unit = sharding.batch_shards(mesh) * config.accumulate
     memory = chip_of(topology).memory
@@ -154,7 +172,7 @@ def largest_batch(
     def attempt(units: int) -> Plan:
         if units not in tried:
             run = dataclasses.replace(config, batch_size=units * unit)
-            tried[units] = plan(run, topology, say, cache)
+            tried[units] = plan(run, topology, say, cache, slices)
         return tried[units]
 
     for units in (1, 2):
@@ -173,7 +191,10 @@ def largest_batch(
         attempt(min(max(guess, fitting + 1), highest))
 
 
-def _devices(topology: str) -> list:
+def _devices(topology: str, slices: int) -> list:
+    if slices < 1:
+        raise InputError(f"slices: got {slices}, want at least 1")
+    several = {"num_slices": slices} if slices > 1 else {}
     # Else libtpu asks the metadata server of a cloud host that is not there.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # And it must not lock chips: several plans may be made at once.
@@ -185,7 +206,7 @@ def _devices(topology: str) -> list:
             "plan: libtpu is not installed; pip install 'videomv-jax[tpu]'"
         ) from None
     try:
-        return topologies.get_topology_desc(topology, platform="tpu").devices
+        return topologies.get_topology_desc(topology, platform="tpu", **several).devices
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         raise InputError(f"topology: {topology!r}: {error}") from error
 
@@ -211,8 +232,26 @@ def _trace(config: TrainConfig, mesh) -> tuple[Any, int]:
     return traced, sum(x.size for x in state.params.values())
 
 
-def _digest(lowered, topology: str) -> str:
-    parts = [topology, jax.__version__, metadata.version("libtpu"), lowered.as_text()]
+def _within_slice(mesh: Mesh) -> dict[str, int]:
+    """Sizes of the axes of the part of a mesh that lies in one slice."""
+    number = np.vectorize(lambda device: getattr(device, "slice_index", 0))(
+        mesh.devices
+    )
+    inside, first = {}, number.ravel()[0]
+    for i, axis in enumerate(mesh.axis_names):
+        line = number[tuple(slice(None) if i == j else 0 for j in range(number.ndim))]
+        inside[axis] = int((line == first).sum())
+    return inside
+
+
+def _digest(lowered, topology: str, slices: int) -> str:
+    parts = [
+        topology,
+        str(slices),
+        jax.__version__,
+        metadata.version("libtpu"),
+        lowered.as_text(),
+    ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -229,7 +268,7 @@ def _read(empty: Plan, compiled, mesh) -> Plan:
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     kept += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
-    sent = totals(collectives(compiled.as_text(), dict(mesh.shape)))
+    sent = totals(collectives(compiled.as_text(), _within_slice(mesh)))
     return dataclasses.replace(
         empty,
         fits=True,

@@ -21,7 +21,8 @@ def row(plan: Plan) -> dict[str, str]:
 
     least = plan.bounds
     by_kind = ", ".join(f"{what} {size / 1e6:.0f}" for what, size in plan.sent.items())
-    sent = sum(plan.sent.values()) if plan.fits else None
+    between = plan.sent_between_slices if plan.fits else None
+    sent = None if between is None else sum(plan.sent.values()) - between
     return {
         "strategy": plan.strategy,
         "mesh": " ".join(f"{a}={n}" for a, n in plan.mesh.items() if n > 1) or "1",
@@ -35,6 +36,7 @@ def row(plan: Plan) -> dict[str, str]:
         "executed TFLOP": number(plan.flops, 1e12),
         "HBM traffic GB": number(plan.bytes, 1e9),
         "sent MB": number(sent, 1e6, 0),
+        "between slices MB": number(between, 1e6, 0),
         "compute ms": number(least and least.compute, 1e-3, 1),
         "memory ms": number(least and least.memory, 1e-3, 1),
         "network ms": number(least and least.network, 1e-3, 1),
@@ -48,8 +50,9 @@ def table(plans: Sequence[Plan]) -> Table:
     """The rows, one column for each plan."""
     rows = [row(plan) for plan in plans]
     first = plans[0]
+    name = first.topology if first.slices == 1 else f"{first.slices} x {first.topology}"
     made = Table(
-        title=f"{first.topology}, {first.parameters / 1e6:.1f} M parameters, per chip",
+        title=f"{name}, {first.parameters / 1e6:.1f} M parameters, per chip",
         caption="least times: compute = executed operations over the bf16 peak, memory "
         "= bytes of all kernels over HBM's rate, network = bytes sent over the rate of "
         "all links; overlapped = the largest, in a row = network after the rest",
@@ -64,7 +67,10 @@ def table(plans: Sequence[Plan]) -> Table:
 
 def write_csv(path: Path, plans: Sequence[Plan]) -> None:
     """One line for each plan."""
-    rows = [{"topology": plan.topology} | row(plan) for plan in plans]
+    rows = [
+        {"topology": plan.topology, "slices": str(plan.slices)} | row(plan)
+        for plan in plans
+    ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -5,10 +5,22 @@ nearly everything.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+# Dense bf16 peak of one chip, FLOP/s, by the vendors' data sheets.
+PEAK_FLOPS: Mapping[str, float] = {
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
 
 
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> float:
@@ -53,3 +65,14 @@ def _nested(params: dict) -> Iterator[Jaxpr | ClosedJaxpr]:
     for value in params.values():
         values = value if isinstance(value, list | tuple) else [value]
         yield from (v for v in values if isinstance(v, Jaxpr | ClosedJaxpr))
+
+
+def mfu(flops_per_step: float, steps_per_second: float) -> float | None:
+    """Share of the chips' dense bf16 peak; None for a chip whose peak is unknown.
+
+    `flops_per_step` is for all chips together, see `count`.
+    """
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    if peak is None:
+        return None
+    return flops_per_step * steps_per_second / (peak * jax.device_count())

@@ -17,11 +17,11 @@ from videomv_jax.training.checkpoint import Checkpoints
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.feed import Batch, batches
 from videomv_jax.training.flops import count as count_flops
-from videomv_jax.training.metrics import MetricWriter, mfu
-from videomv_jax.training.state import TrainState, create_state
+from videomv_jax.training.flops import mfu
+from videomv_jax.training.metrics import MetricWriter
+from videomv_jax.training.state import TrainState, create_state, make_mesh
 from videomv_jax.training.step import BROKEN, Task, make_optimizer, make_step
 from videomv_jax.training.stop import Stop, Wish
-from videomv_jax.types import InputError
 
 
 def train(task: Task, config: TrainConfig, console: Console) -> Path | None:
@@ -187,25 +187,6 @@ class _Run:
         if jax.process_index() == 0:
             sheet = self.task.sheet(weights, self.local_constants())
             self.writer.picture(number, sheet)
-
-
-def make_mesh(config: TrainConfig, devices=None) -> Mesh:
-    """The run's mesh, over all devices or some.
-
-    Raises:
-        InputError: sizes that do not fit, or a batch that does not divide over them.
-    """
-    ici = {axis: getattr(config, axis) for axis in sharding.MESH_AXES}
-    dcn = {axis: getattr(config, f"dcn_{axis}") for axis in sharding.MESH_AXES}
-    mesh = sharding.make_mesh(config.strategy, ici=ici, dcn=dcn, devices=devices)
-    shards = sharding.batch_shards(mesh)
-    part = config.batch_size // config.accumulate
-    if part % shards:
-        raise InputError(
-            f"batch_size: {config.batch_size} in {config.accumulate} parts does not "
-            f"divide over {shards} shards"
-        )
-    return mesh
 
 
 def _replicated_key(seed: int, mesh: Mesh):

@@ -1,4 +1,4 @@
-"""Metrics of a run: terminal, CSV and TensorBoard, and the arithmetic of MFU."""
+"""Metrics of a run: terminal, CSV and TensorBoard."""
 
 import csv
 from collections.abc import Mapping
@@ -10,28 +10,6 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 
 from videomv_jax import media
-
-# Dense bf16 peak of one chip, FLOP/s, by the vendors' data sheets.
-PEAK_FLOPS: Mapping[str, float] = {
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
-
-
-def mfu(flops_per_step: float, steps_per_second: float) -> float | None:
-    """Share of the chips' dense bf16 peak; None for a chip whose peak is unknown.
-
-    `flops_per_step` is for all chips together, see `flops.count`.
-    """
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    if peak is None:
-        return None
-    return flops_per_step * steps_per_second / (peak * jax.device_count())
 
 
 class MetricWriter:

@@ -4,8 +4,8 @@ import dataclasses
 
 from videomv_jax.data import synthetic
 from videomv_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from videomv_jax.embedded import find_model
 from videomv_jax.model_folder import PARTS, LoadedModel, load_model
-from videomv_jax.pipeline import find_model
 from videomv_jax.presets import PRESETS
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.step import Task

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from videomv_jax import sharding
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.parts import Params
-from videomv_jax.types import PRNGKey
+from videomv_jax.types import InputError, PRNGKey
 
 
 @jax.tree_util.register_dataclass
@@ -114,12 +115,31 @@ def _named(state: nnx.State) -> list[tuple[str, tuple[tuple, nnx.Variable]]]:
     ]
 
 
+def make_mesh(config: TrainConfig, devices=None) -> Mesh:
+    """The run's mesh, over all devices or some.
+
+    Raises:
+        InputError: sizes that do not fit, or a batch that does not divide over them.
+    """
+    ici = {axis: getattr(config, axis) for axis in sharding.MESH_AXES}
+    dcn = {axis: getattr(config, f"dcn_{axis}") for axis in sharding.MESH_AXES}
+    mesh = sharding.make_mesh(config.strategy, ici=ici, dcn=dcn, devices=devices)
+    shards = sharding.batch_shards(mesh)
+    part = config.batch_size // config.accumulate
+    if part % shards:
+        raise InputError(
+            f"batch_size: {config.batch_size} in {config.accumulate} parts does not "
+            f"divide over {shards} shards"
+        )
+    return mesh
+
+
 def create_state(
     networks: Networks,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
     mesh: Mesh,
-    initial: Mapping[str, Array] | None = None,
+    initial: Mapping[str, ArrayLike] | None = None,
 ) -> TrainState:
     """A state at step 0, born sharded over the mesh.
 
@@ -132,9 +152,12 @@ def create_state(
     """
     key = jax.random.key(config.seed)
     places = networks.shardings(mesh)
+    initial = initial or {}
+    params: Params = {}
     with jax.set_mesh(mesh):
-        params = jax.jit(networks.init, out_shardings=places)(key)
-        for name, value in (initial or {}).items():
+        if initial.keys() < places.keys():
+            params = jax.jit(networks.init, out_shardings=places)(key)
+        for name, value in initial.items():
             value = jnp.asarray(value, jnp.float32)
             params[name] = sharding.put(value, places[name])
 

@@ -6,7 +6,7 @@ Both are timed alike, see `queue`.
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,7 @@ def run(
     tiles: Sequence[tuple[int, int] | None] = (None,),
     *,
     calls: int = 20,
+    scene_of: Callable[[Work], dict[str, np.ndarray]] = shell,
 ) -> Iterator[dict[str, Any]]:
     """A row for each case, implementation and tile, and one of gsplat's for each case.
 
@@ -49,15 +50,16 @@ def run(
         implementations: as `rasterize` takes them.
         tiles: height and width; None for the tuned one.
         calls: length of a queue.
+        scene_of: the arrays of a case.
 
     Yields:
         Times in milliseconds, those of every kernel on a GPU too, and memory in MiB,
-        beside what was run. Rows of ours have
-        `rgb_error` (mean absolute difference from gsplat) and `cosine` (the least of
-        the gradients' cosines) where gsplat is installed.
+        beside what was run. Rows of ours have `rgb_error` (mean absolute difference
+        from gsplat) and `cosine` (the least of the gradients' cosines) where gsplat is
+        installed.
     """
     for work in works:
-        scene = shell(work)
+        scene = scene_of(work)
         weights = _weights(work)
         theirs = None
         if peer.version():

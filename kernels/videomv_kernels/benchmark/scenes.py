@@ -65,12 +65,19 @@ def shell(work: Work, seed: int = 0) -> dict[str, np.ndarray]:
         "opacities": rng.uniform(0.05, 1, size=shape),
         "colors": 0.5 + 0.5 * direction,
     }
-    cameras = _orbit(work.views)
+    return {n: np.array(x, np.float32) for n, x in scene.items()} | cameras(work)
+
+
+def cameras(work: Work) -> dict[str, np.ndarray]:
+    """World to camera matrices and intrinsics of each scene's orbit."""
+    matrices = _orbit(work.views)
     focal = 0.5 * work.size / math.tan(math.radians(_FIELD_OF_VIEW) / 2)
     lens = [focal, focal, work.size / 2, work.size / 2]
-    scene["world_to_camera"] = np.broadcast_to(cameras, (work.scenes, *cameras.shape))
-    scene["intrinsics"] = np.broadcast_to(lens, (work.scenes, work.views, 4))
-    return {name: np.array(x, np.float32) for name, x in scene.items()}
+    shape = (work.scenes, work.views)
+    return {
+        "world_to_camera": np.tile(matrices, (work.scenes, 1, 1, 1)).astype(np.float32),
+        "intrinsics": np.array(np.broadcast_to(lens, (*shape, 4)), np.float32),
+    }
 
 
 def _orbit(views: int) -> np.ndarray:

@@ -114,7 +114,8 @@ def _pack_kernel(rank, *refs, plan: Plan, total: int, n: int, scene: int):
     )
     count = _walk(
         row[:6],
-        *box,
+        box[0],
+        box[1],
         plan,
         lambda count, column, row, hit: count + hit.astype(jnp.int32),
         jnp.zeros_like(index),
