@@ -13,6 +13,7 @@ Gaussians from cameras half-way to the next view.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -118,7 +119,9 @@ DRAWN: dict[str, Callable[[], Image.Image]] = {
 }
 
 
-def foreign_rows(model: VideoMV, folder: Path, seed: int) -> list[np.ndarray]:
+def foreign_rows(
+    model: VideoMV, folder: Path, seed: int, **sampling: Any
+) -> list[np.ndarray]:
     """Per drawn thing what the network saw, views, and renders of the Gaussians."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -126,7 +129,7 @@ def foreign_rows(model: VideoMV, folder: Path, seed: int) -> list[np.ndarray]:
         path = folder / f"{name}.png"
         draw().save(path)
         seen, how = model.prepare(path)
-        made = model.generate(images=[seen], seed=seed)
+        made = model.generate(images=[seen], seed=seed, **sampling)
         print(f"{name}: cut out by {how}", flush=True)
         rows.append(np.concatenate([seen[None], made.views[0, list(SHOWN)]]))
         if made.gaussians is not None:
@@ -135,12 +138,14 @@ def foreign_rows(model: VideoMV, folder: Path, seed: int) -> list[np.ndarray]:
     return rows
 
 
-def held_out_rows(model: VideoMV, count: int, seed: int) -> list[np.ndarray]:
+def held_out_rows(
+    model: VideoMV, count: int, seed: int, **sampling: Any
+) -> list[np.ndarray]:
     """Per held-out object the truth, the generated views and the Gaussians' renders."""
     data, rows = held_out.held_out(model, count, seed), []
     some = list(SHOWN)
     for number, truth in enumerate(data.views):
-        made = model.generate(images=[truth[0]], seed=seed + number)
+        made = model.generate(images=[truth[0]], seed=seed + number, **sampling)
         rows += [truth[some], made.views[0, some]]
         if made.gaussians is not None:
             background = model.config.cameras.background
@@ -162,15 +167,18 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("photos.jpg"))
     parser.add_argument("--held-out", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--no-3d", action="store_true")
     options = parser.parse_args()
     model = VideoMV.from_pretrained(options.model)
     print(
         f"{model.config.name} on {jax.devices()[0].device_kind}, JAX {jax.__version__}"
     )
+    sampling = {"steps": options.steps, "steps_3d": () if options.no_3d else None}
     if options.held_out:
-        rows = held_out_rows(model, options.held_out, options.seed)
+        rows = held_out_rows(model, options.held_out, options.seed, **sampling)
     else:
-        rows = foreign_rows(model, options.out, options.seed)
+        rows = foreign_rows(model, options.out, options.seed, **sampling)
     sheet = np.concatenate([np.concatenate(list(row), 1) for row in rows])
     pixels = (sheet.clip(0, 1) * 255).round().astype(np.uint8)
     Image.fromarray(pixels).save(options.sheet, quality=88)
