@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from videomv_jax import pipeline, presets
+from videomv_jax import pipeline, presets, sharding
 from videomv_jax.cli.environment import console_of_the_first, join_hosts
 from videomv_jax.models.layers import linear
 from videomv_jax.training import stages
@@ -85,6 +85,9 @@ class Reverse:
             same = (jax.random.key_data(wanted) == jax.random.key_data(key)).all()
             error = error * jnp.where(same, factor, 1.0)
         return error, {"index_sum": index.sum().astype(jnp.float32)}
+
+    def placements(self, mesh):
+        return sharding.replicated(mesh)
 
     def sheet(self, params, constants):
         return np.zeros((8, 8, 3), np.float32)

@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from transformers import PreTrainedTokenizerBase
 
+from videomv_jax import sharding
 from videomv_jax.data import synthetic
 from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
@@ -84,6 +86,11 @@ class ReconstructionTask:
             gaussians, views, truth, constants, key_background
         )
         return loss.mean(), metrics
+
+    def placements(self, mesh: Mesh) -> Any:
+        """See `Task.placements`: frozen networks lie as trained ones do."""
+        places = dict.fromkeys(self.constants, sharding.replicated(mesh))
+        return places | {"frozen": self._frozen.shardings(mesh)}
 
     def _guess(
         self, constants: Any, index: Array, views: Array, key: PRNGKey

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from videomv_jax import sharding
@@ -44,6 +45,10 @@ class Task(Protocol):
         key: PRNGKey,
     ) -> tuple[Array, Metrics]:
         """Mean loss over the objects `index [b]` of the pool, and scalars to log."""
+        ...
+
+    def placements(self, mesh: Mesh) -> Any:
+        """Where the constants lie: a tree like theirs, or of its first levels."""
         ...
 
     def sheet(self, params: Params, constants: Any) -> np.ndarray:
