@@ -1,9 +1,9 @@
 """A small regression run for tests: as a function, and as a program.
 
-python small_run.py FOLDER [task=reverse|tiny] [name=value ...]
+python small_run.py FOLDER [task=reverse|small|tiny] [name=value ...]
 
-reverse: the small regression task. tiny: the embedded model, trained further on eight
-views of 32 pixels.
+reverse: the small regression task. small: a UNet of one level on eight random views.
+tiny: the embedded model, trained further on eight views of 32 pixels.
 """
 
 import dataclasses
@@ -19,13 +19,15 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from videomv_jax import pipeline, presets, sharding
+from videomv_jax import presets, sharding
 from videomv_jax.cli.environment import console_of_the_first, join_hosts
 from videomv_jax.models.layers import linear
 from videomv_jax.training import stages
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.diffusion import DiffusionTask
 from videomv_jax.training.loop import train
 from videomv_jax.training.state import Networks
+from videomv_jax.training.step import Task
 
 QUIET = Console(quiet=True)
 CONFIG = TrainConfig(
@@ -40,7 +42,7 @@ CONFIG = TrainConfig(
     sample_every=100,
 )
 
-TINY = TrainConfig(
+CLIPS = TrainConfig(
     stage="diffusion",
     steps=50,
     batch_size=8,
@@ -145,14 +147,14 @@ def main() -> None:
     console = console_of_the_first()
     folder, *changes = sys.argv[1:]
     values = {k: v for k, v in (change.split("=") for change in changes)}
-    tiny = values.pop("task", "reverse") == "tiny"
-    base = TINY if tiny else CONFIG
+    kind = values.pop("task", "reverse")
+    base = CONFIG if kind == "reverse" else CLIPS
     types = {f.name: type(getattr(base, f.name)) for f in dataclasses.fields(base)}
     values = {name: types[name](text) for name, text in values.items()}
     config = dataclasses.replace(base, out=folder, **values)
-    if tiny:
-        start = str(pipeline.find_model("tiny"))
-        train(few_views(dataclasses.replace(config, init_from=start)), config, console)
+    if kind != "reverse":
+        task = {"small": small, "tiny": few_views}[kind](config)
+        train(task, config, console)
         return
     task = Reverse()
     train(task, config, console)
@@ -160,10 +162,29 @@ def main() -> None:
         np.savez(f"{folder}/weights-{jax.process_index()}.npz", **task.exported)
 
 
-def few_views(config: TrainConfig):
+def small(config: TrainConfig) -> DiffusionTask:
+    sizes = dataclasses.replace(
+        presets.TINY.unet, multipliers=(1,), attention_levels=1, dropout=0.1
+    )
+    text = dataclasses.replace(presets.TINY.text_encoder, layers=1)
+    cameras = dataclasses.replace(presets.TINY.cameras, views=8, size=32)
+    model = dataclasses.replace(
+        presets.TINY, unet=sizes, text_encoder=text, cameras=cameras
+    )
+    task = Unsaved(config, model)
+    task.constants = jax.jit(task.random_constants)(jax.random.key(1))
+    return task
+
+
+class Unsaved(DiffusionTask):
+    def export(self, params, constants, folder):
+        pass
+
+
+def few_views(config: TrainConfig) -> Task:
     cameras = dataclasses.replace(presets.TINY.cameras, views=8, size=32)
     stages.PRESETS = {"tiny": dataclasses.replace(presets.TINY, cameras=cameras)}
-    return stages.make_task(config)
+    return stages.make_task(dataclasses.replace(config, init_from="tiny"))
 
 
 if __name__ == "__main__":
