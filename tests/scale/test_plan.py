@@ -4,21 +4,24 @@ import csv
 import dataclasses
 import io
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
+from typer.testing import CliRunner
 
 from videomv_jax import presets
+from videomv_jax.cli.main import app
 from videomv_jax.models.unet import UNetConfig
 from videomv_jax.scale import plan as module
 from videomv_jax.scale import report
 from videomv_jax.scale.chips import CHIPS, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.plan import Plan
-from videomv_jax.sharding import BATCH_AXES, make_mesh
+from videomv_jax.sharding import BATCH_AXES, STRATEGIES, make_mesh
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.types import InputError
 
@@ -101,6 +104,30 @@ def test_report(tmp_path):
     report.write_plot(tmp_path / "plan.svg", [PLAN, LARGE])
     texts = "".join(ET.parse(tmp_path / "plan.svg").getroot().itertext())
     assert "does not fit" in texts and "temporaries" in texts
+
+
+def test_the_command(monkeypatch, tmp_path):
+    """Everything but the compiler: every strategy, a table and two files."""
+    asked = []
+
+    def fake(config, topology, say, cache, slices):
+        asked.append((config.strategy, config.batch_size, topology, slices))
+        fits = config.strategy != "dp"
+        return dataclasses.replace(PLAN if fits else LARGE, strategy=config.strategy)
+
+    monkeypatch.setattr(module, "plan", fake)
+    config = Path(__file__).parents[2] / "configs" / "text_to_views.py"
+    command = ["plan", "--config", str(config), "--topology", "v5e:2x4", "--compare"]
+    more = ["--slices", "2", "--set", "batch_size=16", "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, command + more)
+    assert done.exit_code == 0, done.output
+    assert asked == [(name, 16, "v5e:2x4", 2) for name in STRATEGIES]
+    with (tmp_path / "new" / "plan.csv").open() as file:
+        fits = {row["strategy"]: row["fits"] for row in csv.DictReader(file)}
+    assert fits == {name: "no" if name == "dp" else "yes" for name in STRATEGIES}
+    assert (tmp_path / "new" / "plan.svg").exists()
+    done = CliRunner().invoke(app, [*command, "--strategy", "tp"])
+    assert done.exit_code == 2 and "--compare" in done.output
 
 
 def test_refusals():
