@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
@@ -340,6 +341,11 @@ class DiffusionTask:
         early = (done.t >= len(self._schedule.alpha) * 4 // 5).astype(jnp.float32)
         noisy = (done.error * early).sum() / jnp.maximum(early.sum(), 1)
         return {"loss_noisiest": noisy}
+
+    def placements(self, mesh: Mesh) -> Any:
+        """See `Task.placements`: frozen networks lie as trained ones do."""
+        places = dict.fromkeys(self.constants, sharding.replicated(mesh))
+        return places | {"frozen": self._frozen.shardings(mesh)}
 
     def _sampled_views(self, params: Params, constants: Any) -> tuple[Array, Array]:
         """Training objects' views, and views sampled of their captions or photos."""
