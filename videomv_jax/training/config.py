@@ -71,7 +71,8 @@ class TrainConfig:
         condition_dropout: share of captions replaced by the unconditional prompt.
         offset_noise: standard deviation of the noise shared by a channel and view.
         image_batch: clips of one view, without its camera, that a step adds to its
-            objects: single images (diffusion). 0: none.
+            objects: single images (diffusion). 0: none. They are the pictures of
+            `source`, or views of the objects.
         image_weight: their share of the loss.
         supervised_views: rendered views beside the 4 inputs (reconstruction).
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.

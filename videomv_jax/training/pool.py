@@ -47,6 +47,7 @@ class Pool:
         cameras: `[n, f]`; None: each object has the model's orbit, or pictures, which
             have no camera.
         states: `[n, l, d]` of the captions, where they are known.
+        pictures: what a source has beside the clips of a batch.
     """
 
     scenes: "synthetic.Scene | Views | None"
@@ -54,6 +55,7 @@ class Pool:
     latents: Float[Array, "n f h w c"] | jax.ShapeDtypeStruct
     cameras: Cameras | None = None
     states: Float[Array, "n l d"] | None = None
+    pictures: "Pool | None" = None
 
 
 @jax.tree_util.register_dataclass
