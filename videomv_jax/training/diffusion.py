@@ -323,8 +323,10 @@ class DiffusionTask:
     ) -> Float[Array, ""]:
         """The mean loss of clips of one view without its camera: single images.
 
-        They are views of random objects of the pool, or of the batch.
+        They are a source's pictures, or views of random objects.
         """
+        if (images := objects.pictures) is not None:
+            return self._denoise(networks, constants, images, key).error.mean()
         key_object, key_view, key = jax.random.split(key, 3)
         shape = (self._config.image_batch,)
         latents: Any = objects.latents
