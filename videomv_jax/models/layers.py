@@ -216,10 +216,9 @@ def _convolution(x: Array, kernel: Array, stride: int, padding) -> Array:
 class GroupNorm(nnx.Module):
     """Group normalisation of `[*n, ..., c]` over everything but n and the group.
 
-    Statistics are float32, of one pass over x: means of values and squares per channel,
-    then per group; they become a scale and a shift of each channel. Which axes share
-    statistics is decided by the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view,
-    `norm(x)` per clip.
+    Statistics are float32: means per channel, then per group. Which axes share them is
+    decided by the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view, `norm(x)` per
+    clip.
     """
 
     def __init__(self, features: int, groups: int = 32, *, eps: float, dtype):
@@ -230,12 +229,15 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "..."], batch: int = 1) -> Float[Array, "..."]:
         """Args: x, and how many leading axes are samples of their own."""
         y = x.astype(jnp.float32)
-        mean, square = self._mean(y, batch), self._mean(jnp.square(y), batch)
-        spread = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.eps)
+        mean = self._mean(y, batch)
+        if x.dtype == jnp.float32:
+            variance = self._mean(jnp.square(y - mean), batch)
+        else:  # one pass: x has fewer digits than the difference of squares loses
+            variance = self._mean(jnp.square(y), batch) - jnp.square(mean)
+        spread = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps)
         ones = (1,) * (x.ndim - 1)
         scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        scale = spread * scale
-        return (y * scale + (bias - mean * scale)).astype(self.dtype)
+        return ((y - mean) * (spread * scale) + bias).astype(self.dtype)
 
     def _mean(self, x: Array, batch: int) -> Array:
         """Means of the groups, for each channel.
