@@ -15,6 +15,7 @@ from videomv_jax.data import encode as encoding
 from videomv_jax.data.sources import SourceSpec, open_source
 from videomv_jax.data.tokenizer import load_tokenizer
 from videomv_jax.model_folder import load_model
+from videomv_jax.training import pool, stages
 from videomv_jax.training.config import TrainConfig, freeze
 from videomv_jax.training.feed import SourceFeed, batches, objects_of
 from videomv_jax.types import InputError
@@ -236,3 +237,43 @@ def test_config():
     config = dataclasses.asdict(TrainConfig(stage="autoencoder", source="x"))
     with pytest.raises(InputError, match="synthetic set"):
         freeze(config)
+
+
+@pytest.mark.parametrize("stage", ["diffusion", "reconstruction", "joint"])
+def test_every_stage_reads_a_source(stage, start, tokenizer, roots, monkeypatch):
+    """Traced, not run: what a loss asks of its objects is there, as in the pool."""
+
+    def encoded(objects, *_):
+        latents = np.zeros((len(objects), VIEWS, 2, 2, 4), np.float32)
+        tokens = np.zeros((len(objects), 48), np.int32)
+        return pool.Pool(pool.scenes(objects), tokens, latents)
+
+    monkeypatch.setattr(pool, "encoded", encoded)
+    monkeypatch.setattr(stages, "load_model", lambda *_, **__: start)
+    monkeypatch.setattr(stages, "PRESETS", {"small": start.config})
+    shapes = []
+    for source in ("shards-views", "views", ""):
+        config = TrainConfig(
+            stage=stage,
+            objects=4,
+            model="small",
+            init_from=str(start.tokenizer_dir.parent),
+            source=str(roots / source) if source else "",
+            batch_size=2,
+            corrupted_inputs=0.5,
+            feedback=0.5,
+            train_text=False,
+        )
+        task = stages.make_task(config)
+        numbers = np.array([[0, 0], [0, 1]]) if source else np.array([3, 1])
+        batch = task.feed.load(numbers)
+        params = jax.eval_shape(task.networks.init, jax.random.key(0))
+
+        def loss(params, constants, batch, task=task):
+            networks = task.networks.merge(params)
+            return task.loss(networks, constants, batch, jax.random.key(0))
+
+        shapes.append(jax.eval_shape(loss, params, task.constants, batch))
+        jax.eval_shape(task._sample if stage != "reconstruction" else task._show,
+                       params, task.constants)  # fmt: skip
+    assert shapes[0] == shapes[1] == shapes[2] and shapes[0][0].shape == ()
