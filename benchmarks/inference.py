@@ -301,7 +301,7 @@ def compile_row(table, args, work: str, compiled: str, cache: str) -> None:
         model.compile(1)
         seconds = time.perf_counter() - start
         table.add(work, seconds * 1e3)
-        if work.startswith("compile"):
+        if work.startswith("compile") and not compat.on_cpu():
             model.save_compiled(compiled)
         generate(model, [PROMPT], "dpmpp", 2)
         table.add(f"{work}, then the first 2 steps", None, **peak())
@@ -418,7 +418,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             paths = (f"{folder}/compiled", f"{folder}/cache")
             works = ("compile first", "load", "compile from cache", "load from cache")
-            for work in works:
+            for work in works[:: 2 if compat.on_cpu() else 1]:  # a CPU saves none
                 apart(table, compile_row, args, work, *paths)
 
 

@@ -85,3 +85,13 @@ def test_nothing_compiled_is_not_saved(tmp_path):
     with pytest.raises(InputError, match="nothing is compiled yet"):
         executables.save(tmp_path / "saved", programs(), "a model")
     assert not (tmp_path / "saved").exists()
+
+
+def test_what_xla_cannot_save_is_told(made, tmp_path, monkeypatch):
+    def serialize(_):
+        raise jax.errors.JaxRuntimeError("`LessThan` is not serializable")
+
+    monkeypatch.setattr(executables.serialize_executable, "serialize", serialize)
+    with pytest.raises(InputError, match="XLA cannot save 'scaled': `LessThan`"):
+        executables.save(tmp_path / "saved", made, "a model")
+    assert not (tmp_path / "saved").exists()

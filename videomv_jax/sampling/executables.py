@@ -71,7 +71,8 @@ def save(
         model: what the executables belong to, compared when they are loaded.
 
     Raises:
-        InputError: nothing is compiled yet, or the folder cannot be written.
+        InputError: nothing is compiled yet, XLA cannot save a program, or the folder
+            cannot be written.
     """
     found = [
         (name, key, compiled)
@@ -81,8 +82,11 @@ def save(
     if not found:
         raise InputError("nothing is compiled yet; call compile or generate before")
     with atomic.replacing(directory, _INDEX) as folder:
-        for number, (_, key, compiled) in enumerate(found):
-            parts = key, *serialize_executable.serialize(compiled)
+        for number, (name, key, compiled) in enumerate(found):
+            try:
+                parts = key, *serialize_executable.serialize(compiled)
+            except jax.errors.JaxRuntimeError as error:
+                raise InputError(f"XLA cannot save {name!r}: {error}") from error
             (folder / f"{number}.bin").write_bytes(pickle.dumps(parts))
         index = {"made_for": _here(model), "programs": [name for name, *_ in found]}
         (folder / _INDEX).write_text(json.dumps(index, indent=1) + "\n")

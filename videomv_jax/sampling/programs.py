@@ -155,8 +155,8 @@ class Programs:
         """Write what is compiled; see `executables.save`.
 
         Raises:
-            InputError: also on a CPU, where XLA cannot write programs that sort, nor
-                those that came from JAX's compilation cache.
+            InputError: also on a CPU, where XLA writes neither the rasterizer's sort
+                nor, so that they run, programs from JAX's compilation cache.
         """
         if compat.on_cpu():
             raise InputError(
