@@ -10,12 +10,15 @@ each choice of what the backward pass recomputes, see `UNetConfig.remat`: none,
 products, narrow, attention, block; and `torch`, the peer: diffusers' UNet with bf16
 parameters and fused AdamW, nothing recomputed; it needs torch and diffusers. Each is a
 process of its own, so its peak of memory is its own; the JSON is written after each.
+`count` needs no GPU: bytes that the forward pass leaves for the backward one, weights
+aside, before the compiler makes fewer of them, and TFLOP of a step.
 
 MFU is against the 782 TFLOP/s that a bf16 matmul reaches on an H200, and counts three
 forward passes, whatever is recomputed.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import time
@@ -25,16 +28,19 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from profiling import kernels
 from report import Table, apart, peak
 from videomv_kernels.benchmark.queue import queue_ms
 
 from videomv_jax import compat, sharding
+from videomv_jax.models.unet import UNet
 from videomv_jax.presets import PRESETS
 from videomv_jax.training.config import REMAT, TrainConfig
 from videomv_jax.training.diffusion import DiffusionTask
-from videomv_jax.training.state import create_state
+from videomv_jax.training.flops import count
+from videomv_jax.training.state import Networks, create_state
 from videomv_jax.training.step import make_optimizer, make_step
 
 TFLOP = 3 * 14.67 / 2  # of a clip's step, written plainly
@@ -103,6 +109,42 @@ def ours(table, args, remat: str) -> None:
         table.add(f"remat {remat}, sum of kernels", total, kernels=rows[:120])
 
 
+def count_rows(table, args) -> None:
+    """From traces alone, of the UNet without the text encoder."""
+    config = PRESETS[args.model]
+    assert config.unet is not None and config.vae is not None
+    n, views, side = args.clips, config.cameras.views, config.cameras.size
+    side //= config.vae.downsampling
+    shapes = (n, views, side, side, 4), (n,), (n, 77, config.unet.context_dim)
+    x, t, context, camera = (
+        jax.ShapeDtypeStruct(shape, np.float32) for shape in (*shapes, (n, views, 16))
+    )
+    for remat in REMAT:
+        sizes = dataclasses.replace(config.unet, remat=remat)
+        networks = Networks(lambda rngs, s=sizes: {"unet": UNet(s, rngs=rngs)})
+        params = jax.eval_shape(networks.init, jax.random.key(0))
+
+        def error(params, x, t, context, camera, networks=networks):
+            unet = networks.merge(params)["unet"]
+            y = unet(x, t, context, camera, key=jax.random.key(0))
+            return jnp.square(y).mean()
+
+        def residuals(params, *inputs, error=error):
+            return jax.vjp(lambda p: error(p, *inputs), params)[1]
+
+        inputs = params, x, t, context, camera
+        left = jax.tree.leaves(jax.eval_shape(residuals, *inputs))
+        # No weight has so few channels.
+        large = [one for one in left if one.shape[:1] in ((n,), (n * views,))]
+        size = sum(one.size * one.dtype.itemsize for one in large)
+        traced = jax.jit(jax.grad(error)).trace(*inputs)
+        table.add(
+            f"counted: remat {remat}",
+            residuals_gb=size / 1e9,
+            tflop=count(traced.jaxpr) / 1e12,
+        )
+
+
 def torch_step(table, args) -> None:
     import torch
 
@@ -151,11 +193,14 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="kernels of the step")
     args = parser.parse_args()
     rows = args.rows.split(",")
-    if unknown := set(rows) - {*REMAT, "torch"}:
-        parser.error(f"unknown rows {sorted(unknown)}; there are {REMAT} and torch")
+    if unknown := set(rows) - {*REMAT, "torch", "count"}:
+        known = ", ".join((*REMAT, "torch", "count"))
+        parser.error(f"unknown rows {sorted(unknown)}; there are {known}")
     table = Table({"jax": jax.__version__, "model": args.model}, args.json)
     for row in rows:
-        if row == "torch":
+        if row == "count":
+            count_rows(table, args)
+        elif row == "torch":
             apart(table, torch_step, args)
         else:
             apart(table, ours, args, row)

@@ -5,6 +5,7 @@ Models name the dimensions of their parameters (`axes` metadata, see
 here is placement.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -260,16 +261,25 @@ def over_views(
     )(*split, *shared)
 
 
-def put(tree, sharding: NamedSharding):
-    """Arrays that every process holds whole, as global arrays of one sharding."""
+def put(tree, shardings):
+    """Arrays that every process holds whole, as global arrays.
 
-    def place(x):
+    Args:
+        tree: arrays.
+        shardings: one for all of them, or a tree of the tree's first levels.
+    """
+
+    def place(sharding: NamedSharding, x):
         if sharding.is_fully_addressable:
             return jax.device_put(x, sharding)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(
+        lambda sharding, part: jax.tree.map(functools.partial(place, sharding), part),
+        shardings,
+        tree,
+    )
 
 
 def local_rows(sharding: NamedSharding, size: int) -> np.ndarray:

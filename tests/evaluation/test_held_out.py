@@ -1,13 +1,18 @@
 """The table over held-out captions, with models that know the truth or do not."""
 
 import dataclasses
+import json
 import types
 
 import numpy as np
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from videomv_jax.cli.main import app
 from videomv_jax.evaluation import held_out
 from videomv_jax.model_folder import read_config
+from videomv_jax.pipeline import VideoMV
 from videomv_jax.types import InputError
 
 
@@ -107,3 +112,21 @@ def test_bad_input(data, small_model):
     config = dataclasses.replace(small_model.config, caption_grammar=None)
     with pytest.raises(InputError, match="no ground truth"):
         held_out.held_out(Oracle(config, data), 1, seed=0)
+
+
+def test_command_writes_table_and_sheet(data, small_model, monkeypatch, tmp_path):
+    oracle = Oracle(small_model.config, data)
+    oracle.takes_photos = False
+    monkeypatch.setattr(VideoMV, "from_pretrained", lambda name: oracle)
+    table, sheet = tmp_path / "table.json", tmp_path / "sheet.jpg"
+    options = ["--count", "4", "--batch", "2", "--fit", "0"]
+    command = ["evaluate", *options, "--out", str(table), "--sheet", str(sheet)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(table.read_text())["rows"]
+    assert rows["3D-aware"]["psnr"] == pytest.approx(100)
+    image = np.asarray(Image.open(sheet), np.float32) / 255
+    size = small_model.config.cameras.size
+    assert image.shape == (4 * size, 8 * size, 3)
+    # Truth on the left, and here the same on the right.
+    assert np.abs(image[:, : 4 * size] - image[:, 4 * size :]).mean() < 0.02

@@ -378,11 +378,13 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
     ).compile(compiler_options={"xla_backend_optimization_level": 0})
     for step in range(50):
         state = run(programs.weights, told, table, state, np.int32(step + 1), *numbers)
-        for ours, wanted in ((state.x[0], xs[step]), (state.x0[0], x0s[step])):
-            error = np.abs(ours - wanted) / np.abs(wanted).max()
-            # Where a Gaussian just reaches a tile, rounding decides on either side:
-            # then a few latents around it differ in that projection, and no later.
-            few = 0.05 if step in (20, 30, 40) else 0
-            assert (error > 1e-4).mean() <= few, (step, error.max())
-            assert error.max() < 1e-3, (step, error.max())
+        # A Gaussian at a threshold of the rasterizer is seen by one and not the other:
+        # 6e-4 of one projected x0, 2e-6 of x.
+        projected = 1e-3 if step in (20, 30, 40) else 1e-4
+        for ours, wanted, limit in (
+            (state.x[0], xs[step], 1e-4),
+            (state.x0[0], x0s[step], projected),
+        ):
+            error = np.abs(ours - wanted).max() / np.abs(wanted).max()
+            assert error < limit, (step, error)
     assert int(state.dropped) == 0

@@ -1,5 +1,7 @@
 """Which form of attention a GPU gets, by shape and type, without a GPU."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,7 +10,9 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from videomv_jax import compat
+from videomv_jax.models import unet
 from videomv_jax.models.attention import ViewAttention, attention
+from videomv_jax.training.state import Networks
 
 FLASH, BACKWARD = "@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("
 TRITON = "@__gpu$xla.gpu.triton("
@@ -81,3 +85,22 @@ def test_views_have_a_kernel_of_their_own(lowered, dtype, kernels):
 
     x = jax.ShapeDtypeStruct((2, 24, 16, 64), dtype)
     assert lowered(jax.value_and_grad(loss), x).count(TRITON) == kernels
+
+
+@pytest.mark.slow
+def test_the_released_unet_lowers(lowered):
+    """With gradients: 34 attentions over views, 16 to the text, 10 of many tokens."""
+    config = dataclasses.replace(unet.PRESETS["t2v"], remat="narrow")
+    networks = Networks(lambda rngs: {"unet": unet.UNet(config, rngs=rngs)})
+    params = jax.eval_shape(networks.init, jax.random.key(0))
+
+    def loss(params, *inputs):
+        y = networks.merge(params)["unet"](*inputs, key=jax.random.key(1))
+        return jnp.square(y).mean()
+
+    shapes = (4, 24, 32, 32, 4), (4,), (4, 77, 1024), (4, 24, 16)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    text = lowered(jax.value_and_grad(loss), params, *inputs)
+    assert text.count(TRITON) == 2 * 34
+    assert text.count(BACKWARD) == 16 + 10
+    assert text.count(FLASH) == 2 * (16 + 10)  # again in the backward pass

@@ -4,21 +4,24 @@ import csv
 import dataclasses
 import io
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
+from typer.testing import CliRunner
 
 from videomv_jax import presets
+from videomv_jax.cli.main import app
 from videomv_jax.models.unet import UNetConfig
 from videomv_jax.scale import plan as module
 from videomv_jax.scale import report
 from videomv_jax.scale.chips import CHIPS, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.plan import Plan
-from videomv_jax.sharding import BATCH_AXES, make_mesh
+from videomv_jax.sharding import BATCH_AXES, STRATEGIES, make_mesh
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.types import InputError
 
@@ -103,6 +106,30 @@ def test_report(tmp_path):
     assert "does not fit" in texts and "temporaries" in texts
 
 
+def test_the_command(monkeypatch, tmp_path):
+    """Everything but the compiler: every strategy, a table and two files."""
+    asked = []
+
+    def fake(config, topology, say, cache, slices):
+        asked.append((config.strategy, config.batch_size, topology, slices))
+        fits = config.strategy != "dp"
+        return dataclasses.replace(PLAN if fits else LARGE, strategy=config.strategy)
+
+    monkeypatch.setattr(module, "plan", fake)
+    config = Path(__file__).parents[2] / "configs" / "text_to_views.py"
+    command = ["plan", "--config", str(config), "--topology", "v5e:2x4", "--compare"]
+    more = ["--slices", "2", "--set", "batch_size=16", "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, command + more)
+    assert done.exit_code == 0, done.output
+    assert asked == [(name, 16, "v5e:2x4", 2) for name in STRATEGIES]
+    with (tmp_path / "new" / "plan.csv").open() as file:
+        fits = {row["strategy"]: row["fits"] for row in csv.DictReader(file)}
+    assert fits == {name: "no" if name == "dp" else "yes" for name in STRATEGIES}
+    assert (tmp_path / "new" / "plan.svg").exists()
+    done = CliRunner().invoke(app, [*command, "--strategy", "tp"])
+    assert done.exit_code == 2 and "--compare" in done.output
+
+
 def test_refusals():
     error = RuntimeError(
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.5G of "
@@ -114,7 +141,18 @@ def test_refusals():
 
 
 @pytest.mark.slow
-def test_a_small_model_for_a_small_slice(monkeypatch, tmp_path):
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize(
+    "strategy, remat, exchange",
+    [
+        ("fsdp", "none", "all-gather fsdp"),
+        ("fsdp", "offload", "all-gather fsdp"),
+        ("fsdp_view", "none", "all-to-all view"),
+    ],
+)
+def test_a_small_model_for_a_small_slice(
+    monkeypatch, tmp_path, strategy, remat, exchange
+):
     pytest.importorskip("libtpu")
     small = dataclasses.replace(
         presets.TINY,
@@ -131,14 +169,21 @@ def test_a_small_model_for_a_small_slice(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(module, "PRESETS", {"small": small})
     config = TrainConfig(
-        stage="diffusion", model="small", batch_size=8, objects=8, strategy="fsdp"
+        stage="diffusion",
+        model="small",
+        batch_size=8,
+        objects=8,
+        strategy=strategy,
+        remat=remat,
     )
     said = []
     found = module.plan(config, "v5e:2x4", said.append, tmp_path)
-    assert found.fits and found.mesh["fsdp"] == 8
-    # Weights, average and two moments, float32, an eighth each, are what goes in.
-    assert found.argument_bytes > 4 * 4 * found.parameters / 8
-    assert any(what.startswith("all-gather fsdp") for what in found.sent)
+    print({what: f"{size / 1e6:.1f} MB" for what, size in found.sent.items()})
+    assert found.fits
+    # Weights, average and two moments, float32, shared out, are what goes in.
+    shares = found.mesh["fsdp"]
+    assert found.argument_bytes > 4 * 4 * found.parameters / shares
+    assert found.sent[exchange] > 0
     assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found
     assert "found in" in said[-1]
 

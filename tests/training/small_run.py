@@ -1,9 +1,10 @@
 """A small regression run for tests: as a function, and as a program.
 
-python small_run.py FOLDER [task=reverse|host|tiny] [name=value ...]
+python small_run.py FOLDER [task=reverse|host|small|tiny] [name=value ...]
 
-reverse: the small regression task. host: the same, its objects on the host. tiny:
-the embedded model, trained further on eight views of 32 pixels.
+reverse: the small regression task. host: the same, its objects on the host. small: a
+UNet of one level on eight random views. tiny: the embedded model, trained further on
+eight views of 32 pixels.
 """
 
 import dataclasses
@@ -19,15 +20,16 @@ import numpy as np
 from flax import nnx
 from rich.console import Console
 
-from videomv_jax import presets
+from videomv_jax import presets, sharding
 from videomv_jax.cli.environment import console_of_the_first, join_hosts
-from videomv_jax.embedded import find_model
 from videomv_jax.models.layers import linear
 from videomv_jax.training import stages
 from videomv_jax.training.config import TrainConfig
+from videomv_jax.training.diffusion import DiffusionTask
 from videomv_jax.training.feed import Numbers
 from videomv_jax.training.loop import train
 from videomv_jax.training.state import Networks
+from videomv_jax.training.step import Task
 
 QUIET = Console(quiet=True)
 CONFIG = TrainConfig(
@@ -42,7 +44,7 @@ CONFIG = TrainConfig(
     sample_every=100,
 )
 
-TINY = TrainConfig(
+CLIPS = TrainConfig(
     stage="diffusion",
     steps=50,
     batch_size=8,
@@ -103,6 +105,9 @@ class Reverse:
             error = error * jnp.where(same, factor, 1.0)
         return error, {"index_sum": index.sum().astype(jnp.float32)}
 
+    def placements(self, mesh):
+        return sharding.replicated(mesh)
+
     def sheet(self, params, constants):
         return np.zeros((8, 8, 3), np.float32)
 
@@ -159,26 +164,44 @@ def main() -> None:
     console = console_of_the_first()
     folder, *changes = sys.argv[1:]
     values = {k: v for k, v in (change.split("=") for change in changes)}
-    task = values.pop("task", "reverse")
-    tiny = task == "tiny"
-    base = TINY if tiny else CONFIG
+    kind = values.pop("task", "reverse")
+    clips = {"small": small, "tiny": few_views}
+    base = CLIPS if kind in clips else CONFIG
     types = {f.name: type(getattr(base, f.name)) for f in dataclasses.fields(base)}
     values = {name: types[name](text) for name, text in values.items()}
     config = dataclasses.replace(base, out=folder, **values)
-    if tiny:
-        start = str(find_model("tiny"))
-        train(few_views(dataclasses.replace(config, init_from=start)), config, console)
+    if kind in clips:
+        train(clips[kind](config), config, console)
         return
-    task = Reverse(host=task == "host")
+    task = Reverse(host=kind == "host")
     train(task, config, console)
     if task.exported is not None:
         np.savez(f"{folder}/weights-{jax.process_index()}.npz", **task.exported)
 
 
-def few_views(config: TrainConfig):
+def small(config: TrainConfig) -> DiffusionTask:
+    sizes = dataclasses.replace(
+        presets.TINY.unet, multipliers=(1,), attention_levels=1, dropout=0.1
+    )
+    text = dataclasses.replace(presets.TINY.text_encoder, layers=1)
+    cameras = dataclasses.replace(presets.TINY.cameras, views=8, size=32)
+    model = dataclasses.replace(
+        presets.TINY, unet=sizes, text_encoder=text, cameras=cameras
+    )
+    task = Unsaved(config, model)
+    task.constants = jax.jit(task.random_constants)(jax.random.key(1))
+    return task
+
+
+class Unsaved(DiffusionTask):
+    def export(self, params, constants, folder):
+        pass
+
+
+def few_views(config: TrainConfig) -> Task:
     cameras = dataclasses.replace(presets.TINY.cameras, views=8, size=32)
     stages.PRESETS = {"tiny": dataclasses.replace(presets.TINY, cameras=cameras)}
-    return stages.make_task(config)
+    return stages.make_task(dataclasses.replace(config, init_from="tiny"))
 
 
 if __name__ == "__main__":

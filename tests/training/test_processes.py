@@ -42,7 +42,7 @@ def test_a_killed_process_ends_the_other(tmp_path):
         time.sleep(0.5)
     processes[1].send_signal(signal.SIGKILL)
     codes, texts = finish(processes)
-    assert codes[0] != 0 and texts[0]
+    assert codes[0] != 0 and "another task died" in texts[0]
     codes, texts = finish(
         launch(tmp_path, 1, *RUN, "steps=100000", "stop_after_minutes=0.1")
     )
@@ -50,23 +50,24 @@ def test_a_killed_process_ends_the_other(tmp_path):
 
 
 @pytest.mark.slow
-def test_fifty_steps_of_tiny_are_equal(tmp_path):
-    """The embedded model in float32: one device, eight under every strategy, and two
-    processes of four.
+@pytest.mark.parametrize("task", ["small", "tiny"])
+def test_fifty_steps_are_equal(tmp_path, task):
+    """UNets in float32: one device, eight under every strategy, and two processes of
+    four.
 
     Rounding differs between programs and every update carries it on: 1e-4 of the loss.
     """
 
     def losses(name: str, count: int, *changes: str, devices: int = 8) -> np.ndarray:
-        changes = ("task=tiny", *changes)
+        changes = (f"task={task}", *changes)
         run = launch(tmp_path / name, count, *changes, devices=devices)
-        codes, texts = finish(run, timeout=1200)
+        codes, texts = finish(run, timeout=3600)
         assert set(codes) == {0}, texts
         rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
         return np.array([float(row["loss"]) for row in csv.DictReader(rows)])
 
     wanted = losses("one", 1, "strategy=dp", devices=1)
-    assert len(wanted) == 50 and len(set(wanted)) == 50
+    assert len(wanted) == 50 and len(set(wanted)) > 45
     found = {name: losses(name, 1, f"strategy={name}") for name in STRATEGIES}
     found["two processes"] = losses("two", 2, "strategy=fsdp_view")
     for name, curve in found.items():

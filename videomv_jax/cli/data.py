@@ -9,11 +9,13 @@ from rich.progress import track
 
 from videomv_jax.cli.data_encode import encode
 from videomv_jax.cli.data_inspect import inspect
+from videomv_jax.cli.data_render import render
 from videomv_jax.types import InputError
 
 data = typer.Typer(help="The synthetic set, and real data.", no_args_is_help=True)
 data.command()(encode)
 data.command()(inspect)
+data.command()(render)
 
 Count = Annotated[int, typer.Option(min=1, help="How many objects.")]
 Seed = Annotated[int, typer.Option(min=0, help="Which stream of objects.")]

@@ -38,7 +38,7 @@ def inspect(
     threads: Annotated[int, typer.Option(min=1, help="That read files.")] = 2,
 ) -> None:
     """Count samples, look at some, and check that their cameras fit their views."""
-    from videomv_jax.data.inspect import inspect as look
+    from videomv_jax.data.inspection import inspect as look
     from videomv_jax.data.shards import ShardSource
     from videomv_jax.data.sources import open_source
 

@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+SHOWN = 8  # objects of the sheet
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Embedded model or folder.")] = "tiny",
@@ -27,19 +29,26 @@ def evaluate(
         typer.Option("--captions", help="Tell a model for photos captions as well."),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for the table.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="JPEG to write: 8 objects, truth and views.")
+    ] = None,
 ) -> None:
     """Compare generated views with the truth of objects never trained on.
 
     A text model gets their captions, a model for photos their first views.
     """
     import jax
+    import numpy as np
+    from PIL import Image
 
     from videomv_jax.convert.lpips import read
     from videomv_jax.evaluation import held_out
+    from videomv_jax.media import contact_sheet
     from videomv_jax.pipeline import VideoMV
 
     console = Console()
     metric = read(lpips) if lpips else None
+    made: dict[str, np.ndarray] = {}
     loaded = VideoMV.from_pretrained(model)
     with console.status("rendering the truth") as status:
         data = held_out.held_out(loaded, count, seed)
@@ -53,6 +62,7 @@ def evaluate(
                 lpips=metric,
                 captions=captions,
                 told=status.update,
+                made_views=made.__setitem__,
                 steps=steps,
                 guidance=guidance,
             )
@@ -77,3 +87,9 @@ def evaluate(
     console.print(about)
     if out is not None:
         out.write_text(json.dumps(about | {"rows": rows}, indent=2) + "\n")
+    if sheet is not None:
+        *_, views = made.values()
+        some = np.arange(4) * (views.shape[1] // 4)
+        pairs = np.concatenate([data.views[:SHOWN, some], views[:SHOWN, some]], 1)
+        images = pairs.reshape(-1, *pairs.shape[2:])
+        Image.fromarray(contact_sheet(images, columns=8)).save(sheet, quality=85)

@@ -93,15 +93,16 @@ def write_orbit_folder(
     target = Path(root) / name
     with atomic.replacing(target, CAPTION) as folder:
         for k in range(views):
-            stem = folder / VIEWS / f"{k:05d}" / f"{k:05d}"
+            stem = view_stem(folder / VIEWS, k)
             stem.parent.mkdir(parents=True)
             Image.fromarray(pixels[k]).save(stem.with_suffix(".png"))
-            stem.with_suffix(".json").write_text(json.dumps(_camera_json(cameras, k)))
+            stem.with_suffix(".json").write_text(json.dumps(camera_fields(cameras, k)))
         (folder / CAPTION).write_text(caption + "\n", encoding="utf-8")
     return target
 
 
-def _camera_json(cameras: Cameras, view: int) -> dict[str, Any]:
+def camera_fields(cameras: Cameras, view: int) -> dict[str, Any]:
+    """The json of one view's camera."""
     matrix = np.asarray(cameras.camera_to_world[view], np.float64)
     fx, fy = np.asarray(cameras.intrinsics[view, :2], np.float64)
     axes = {name: matrix[:3, i].tolist() for i, name in enumerate("xyz")}
@@ -172,12 +173,12 @@ class OrbitFolderSource:
     def _stems(self, folder: Path) -> list[Path]:
         """The views to read, as paths without an ending."""
         if self._views is not None and self._elevations is None:
-            return [_stem(folder, k) for k in range(self._views)]
+            return [view_stem(folder, k) for k in range(self._views)]
         try:
             found = sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
         except OSError as error:
             raise InputError(f"{folder}: {error.strerror}") from error
-        stems = [_stem(folder, k) for k in found]
+        stems = [view_stem(folder, k) for k in found]
         if self._elevations is None:
             return stems
         low, high = self._elevations
@@ -203,7 +204,8 @@ def _two_levels(root: Path) -> list[str]:
     )
 
 
-def _stem(folder: Path, view: int) -> Path:
+def view_stem(folder: Path, view: int) -> Path:
+    """A view's files without their endings, in an object's folder of views."""
     return folder / f"{view:05d}" / f"{view:05d}"
 
 

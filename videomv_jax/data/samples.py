@@ -48,7 +48,7 @@ class SampleSource(Protocol):
     """
 
     layout: str
-    names: Sequence[str]
+    names: list[str]
 
     def __len__(self) -> int: ...
 

@@ -88,6 +88,7 @@ def table(
     lpips: LPIPS | None = None,
     captions: bool = False,
     told: Callable[[str], Any] = lambda text: None,
+    made_views: Callable[[str, np.ndarray], Any] = lambda name, views: None,
     **sampling: Any,
 ) -> Iterator[tuple[str, Row]]:
     """Rows "plain" and, of a model with a reconstructor, "3D-aware".
@@ -109,6 +110,7 @@ def table(
         lpips: the perceptual metric.
         captions: tell a model for photos the captions as well.
         told: called with what goes on.
+        made_views: called with a row's name and its views, `[n, f, h, w, 3]`.
         sampling: options of `VideoMV.generate`.
 
     Raises:
@@ -151,6 +153,7 @@ def table(
                 renders = render(made.gaussians, between, background=background)
                 turned.append(np.asarray(renders.rgb).clip(0, 1))
         views = np.concatenate(views)
+        made_views(name, views)
         new, truth = (x[:, 1:] if photos else x for x in (views, data.views))
         row = {"psnr": _mean(psnr, new, truth), "ssim": _mean(ssim, new, truth)}
         if lpips is not None:

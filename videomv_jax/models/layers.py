@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -215,10 +216,9 @@ def _convolution(x: Array, kernel: Array, stride: int, padding) -> Array:
 class GroupNorm(nnx.Module):
     """Group normalisation of `[*n, ..., c]` over everything but n and the group.
 
-    Statistics are float32, of one pass over x: means of values and squares per channel,
-    then per group; they become a scale and a shift of each channel. Which axes share
-    statistics is decided by the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view,
-    `norm(x)` per clip.
+    Statistics are float32: means per channel, then per group. Which axes share them is
+    decided by the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view, `norm(x)` per
+    clip.
     """
 
     def __init__(self, features: int, groups: int = 32, *, eps: float, dtype):
@@ -229,12 +229,15 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "..."], batch: int = 1) -> Float[Array, "..."]:
         """Args: x, and how many leading axes are samples of their own."""
         y = x.astype(jnp.float32)
-        mean, square = self._mean(y, batch), self._mean(jnp.square(y), batch)
-        spread = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.eps)
+        mean = self._mean(y, batch)
+        if x.dtype == jnp.float32:
+            variance = self._mean(jnp.square(y - mean), batch)
+        else:  # one pass: x has fewer digits than the difference of squares loses
+            variance = self._mean(jnp.square(y), batch) - jnp.square(mean)
+        spread = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps)
         ones = (1,) * (x.ndim - 1)
         scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        scale = spread * scale
-        return (y * scale + (bias - mean * scale)).astype(self.dtype)
+        return ((y - mean) * (spread * scale) + bias).astype(self.dtype)
 
     def _mean(self, x: Array, batch: int) -> Array:
         """Means of the groups, for each channel.
@@ -347,10 +350,20 @@ def sinusoid(t: Float[Array, "b"], features: int) -> Float[Array, "b d"]:
 def dropout(
     x: Float[Array, "..."], rate: float, key: PRNGKey | None
 ) -> Float[Array, "..."]:
-    """Zero a share `rate` of x and rescale the rest; no key, no dropout."""
+    """Zero a share `rate` of x and rescale the rest; no key, no dropout.
+
+    Bits are hashed from the key and the place: a Threefry for each of the 1.2 G values
+    that a step of the released model drops from would take as long as its norms.
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    strides = np.cumprod((1, *x.shape[:0:-1]))[::-1]
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, stride in enumerate(strides):  # a mesh may split several of them
+        along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place += along * jnp.uint32(stride % 2**32)
+    bits = _hashed(place, jax.random.key_data(key).reshape(-1))
+    keep = bits >= jnp.uint32(rate * 2**32)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
@@ -374,14 +387,20 @@ def _initial(rngs: nnx.Rngs, shape: tuple[int, ...], variance: float) -> Array:
 
 @functools.partial(jax.jit, static_argnames="shape")
 def _uniform(seed, count, shape):
-    """Values in [-1, 1) from 32 hashed bits each."""
+    """Values in [-1, 1) from 24 hashed bits each."""
+    place = jax.lax.iota(jnp.uint32, math.prod(shape))
+    bits = _hashed(place, (*seed, count.astype(jnp.uint32)))
+    return ((bits >> 8).astype(jnp.float32) * 2**-23 - 1).reshape(shape)
+
+
+def _hashed(place: Array, words) -> Array:
+    """32 bits for each place and the words of a seed."""
 
     def mix(x):  # lowbias32 of C. Wellons' hash-prospector
         x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
         x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
         return x ^ (x >> 15)
 
-    bits = jax.lax.iota(jnp.uint32, math.prod(shape))
-    for word in (*seed, count.astype(jnp.uint32)):
-        bits = mix(bits + word)
-    return ((bits >> 8).astype(jnp.float32) * 2**-23 - 1).reshape(shape)
+    for word in words:
+        place = mix(place + word)
+    return place

@@ -41,8 +41,11 @@ from videomv_jax.types import InputError, PRNGKey, TextStates
 
 
 def _is_product(primitive, *_, **__) -> bool:
-    """Whether an operation is a linear layer or a convolution."""
-    return primitive.name in ("dot_general", "conv_general_dilated")
+    """Whether an operation is a linear layer or a convolution, or a norm's sum.
+
+    Those sums are small, and without them a norm is computed element by element.
+    """
+    return primitive.name in ("dot_general", "conv_general_dilated", "reduce_sum")
 
 
 def _is_narrow_product(primitive, *operands, **params) -> bool:

@@ -93,7 +93,9 @@ def measure(
     state = create_state(task.networks, optimizer, config, mesh, weights)
     del weights
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    constants = jax.jit(task.random_constants, out_shardings=whole)(jax.random.key(1))
+    constants = jax.jit(task.random_constants, out_shardings=task.placements(mesh))(
+        jax.random.key(1)
+    )
     numbers = np.random.default_rng(0).integers(
         0, config.objects, (steps + 2, config.batch_size)
     )

@@ -5,6 +5,7 @@ the model's size is ever in memory but the program.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -221,12 +222,16 @@ def _trace(config: TrainConfig, mesh) -> tuple[Any, int]:
     state = abstract_state(task.networks, optimizer, config, mesh)
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-    def placed(x, place):
+    def placed(place, x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
-    constants = jax.tree.map(lambda x: placed(x, whole), task.constants)
+    constants = jax.tree.map(
+        lambda place, part: jax.tree.map(functools.partial(placed, place), part),
+        task.placements(mesh),
+        task.constants,
+    )
     index = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32, sharding=batch)
-    key = placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
+    key = placed(whole, jax.eval_shape(lambda: jax.random.key(0)))
     with jax.set_mesh(mesh):
         traced = make_step(task, optimizer, config).trace(state, constants, index, key)
     return traced, sum(x.size for x in state.params.values())

@@ -6,8 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
+from videomv_jax import sharding
 from videomv_jax.data import synthetic
 from videomv_jax.model_folder import ModelConfig, save_model
 from videomv_jax.models.vae import VAE
@@ -60,6 +62,10 @@ class AutoencoderTask:
         loss = jnp.abs(error).mean() + squared + self._config.kl_weight * divergence
         metrics = {"psnr": -10 * jnp.log10(squared), "kl": divergence}
         return loss, metrics | {"latent_std": latents.std()}
+
+    def placements(self, mesh: Mesh) -> Any:
+        """See `Task.placements`."""
+        return sharding.replicated(mesh)
 
     def _reconstruct_views(self, params: Params, constants: Any):
         vae: Any = self.networks.merge(params)["vae"]

@@ -82,7 +82,8 @@ class TrainConfig:
             cameras stay, as the original does in its image-to-views training.
         offset_noise: standard deviation of the noise shared by a channel and view.
         image_batch: clips of one view, without its camera, that a step adds to its
-            objects: single images (diffusion). 0: none.
+            objects: single images (diffusion). 0: none. They are the pictures of
+            `source`, or views of the objects.
         image_weight: their share of the loss.
         supervised_views: rendered views beside the 4 inputs (reconstruction).
         even_inputs: share of objects whose 4 inputs are evenly spaced, not random.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from transformers import PreTrainedTokenizerBase
 
@@ -322,8 +323,10 @@ class DiffusionTask:
     ) -> Float[Array, ""]:
         """The mean loss of clips of one view without its camera: single images.
 
-        They are views of random objects of the pool, or of the batch.
+        They are a source's pictures, or views of random objects.
         """
+        if (images := objects.pictures) is not None:
+            return self._denoise(networks, constants, images, key).error.mean()
         key_object, key_view, key = jax.random.split(key, 3)
         shape = (self._config.image_batch,)
         latents: Any = objects.latents
@@ -340,6 +343,11 @@ class DiffusionTask:
         early = (done.t >= len(self._schedule.alpha) * 4 // 5).astype(jnp.float32)
         noisy = (done.error * early).sum() / jnp.maximum(early.sum(), 1)
         return {"loss_noisiest": noisy}
+
+    def placements(self, mesh: Mesh) -> Any:
+        """See `Task.placements`: frozen networks lie as trained ones do."""
+        places = dict.fromkeys(self.constants, sharding.replicated(mesh))
+        return places | {"frozen": self._frozen.shardings(mesh)}
 
     def _sampled_views(self, params: Params, constants: Any) -> tuple[Array, Array]:
         """Training objects' views, and views sampled of their captions or photos."""

@@ -59,7 +59,7 @@ def train(task: Task, config: TrainConfig, console: Console) -> Path | None:
             console.print(f"resumed at step {int(state.step)} from {out}")
         writer = MetricWriter(out, console, int(state.step))
         files.callback(writer.close)
-        constants = sharding.put(task.constants, sharding.replicated(mesh))
+        constants = sharding.put(task.constants, task.placements(mesh))
         stop = files.enter_context(Stop(config.stop_after_minutes, mesh))
         run = _Run(task, config, mesh, constants, data, checkpoints, writer, stop)
         state, wish = run.steps(state)
@@ -67,9 +67,9 @@ def train(task: Task, config: TrainConfig, console: Console) -> Path | None:
         console.print(f"terminated at step {int(state.step)}; the same command goes on")
         return None
     folder = out / "model"
-    weights = run.weights(state)
+    weights, constants = run.local(state)
     if jax.process_index() == 0:
-        task.export(weights, run.local_constants(), str(folder))
+        task.export(weights, constants, str(folder))
         console.print(f"wrote {folder}")
     return folder
 
@@ -151,16 +151,16 @@ class _Run:
         first = self.task.feed.numbers(self.config.seed)[0]
         return self.task.feed.load(np.stack([np.asarray(first)] * len(rows)))
 
-    def weights(self, state: TrainState) -> parts.Params:
-        """The averaged model, whole, on one device; all processes call it."""
-        trained, frozen = (
-            sharding.local_copy(x, self.mesh) for x in (state.ema, state.frozen)
-        )
-        return parts.merge(trained, frozen)
+    def local(self, state: TrainState) -> tuple[parts.Params, Any]:
+        """The averaged model and the constants, whole, on one device of each process.
 
-    def local_constants(self) -> Any:
-        """The task's constants on one device of this process."""
-        return jax.tree.map(lambda x: x.addressable_data(0), self.constants)
+        All processes call it.
+        """
+        trained, frozen, constants = (
+            sharding.local_copy(x, self.mesh)
+            for x in (state.ema, state.frozen, self.constants)
+        )
+        return parts.merge(trained, frozen), constants
 
     def _compile(self, state, index, key):
         with self.writer.console.status("compiling the step"):
@@ -183,9 +183,9 @@ class _Run:
         return step, flops
 
     def _show(self, number: int, state: TrainState) -> None:
-        weights = self.weights(state)
+        weights, constants = self.local(state)
         if jax.process_index() == 0:
-            sheet = self.task.sheet(weights, self.local_constants())
+            sheet = self.task.sheet(weights, constants)
             self.writer.picture(number, sheet)
 
 

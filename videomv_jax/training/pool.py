@@ -52,6 +52,7 @@ class Pool:
             have no camera.
         states: `[n, l, d]` of the captions, where they are known.
         photos: `[n, h, w, 3]` the first views, 8 bits, where the model takes photos.
+        pictures: what a source has beside the clips of a batch.
     """
 
     scenes: "synthetic.Scene | Views | None"
@@ -60,6 +61,7 @@ class Pool:
     cameras: Cameras | None = None
     states: Float[Array, "n l d"] | None = None
     photos: UInt8[Array, "n h w 3"] | jax.ShapeDtypeStruct | None = None
+    pictures: "Pool | None" = None
 
 
 @jax.tree_util.register_dataclass

@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from transformers import PreTrainedTokenizerBase
 
+from videomv_jax import sharding
 from videomv_jax.data import synthetic
 from videomv_jax.diffusion import process, schedule
 from videomv_jax.model_folder import LoadedModel, ModelConfig
@@ -127,6 +129,11 @@ class ReconstructionTask:
         chosen = jax.random.randint(key, (count,), min(1, orbits - 1), orbits)
         chosen = jnp.where(jnp.arange(count) < corrupted, 0, chosen)
         return jax.tree.map(lambda x: x[chosen], self._orbits)
+
+    def placements(self, mesh: Mesh) -> Any:
+        """See `Task.placements`: frozen networks lie as trained ones do."""
+        places = dict.fromkeys(self.constants, sharding.replicated(mesh))
+        return places | {"frozen": self._frozen.shardings(mesh)}
 
     def _guess(
         self, frozen: Any, objects: Any, views: Array, key: PRNGKey

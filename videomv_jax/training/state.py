@@ -230,64 +230,24 @@ def apply_gradients(
     loss: Array,
     norm: Array,
     gradients: Params,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: optax.GradientTransformation,
     config: TrainConfig,
 ) -> TrainState:
     """One update, or none where the loss is a spike or anything is not finite.
 
     The average warms up: min(decay, (1 + step) / (10 + step)).
-
-    Args:
-        state: before it.
-        loss, norm: of the step, and of all its gradients together.
-        gradients: by name, as the trained parameters.
-        optimizer: treats parameters one by one; told `norm`.
-        config: decay of the average, what is a spike.
     """
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int counts
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
+    ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.ema, params)
+
     health, good = _judge(state.health, state.step, loss, norm, config.spike_factor)
-    moments, structure = jax.tree.flatten(state.opt_state, is_leaf=_by_name)
-    counts = [None if _by_name(x) else x for x in moments]
-    new: list[Any] = [{} if _by_name(x) else x for x in moments]
-    params, ema = {}, {}
-    shared = (norm, decay, good, counts)
-    for names in _parts(list(gradients)):
-        # Scalars that a thousand updates read make fusion in compilers for TPUs, which
-        # weighs all readers of a value again after every one it fuses, take hours. So
-        # each part of the model reads copies.
-        norm, decay, good, counts = shared = jax.lax.optimization_barrier(shared)
-        g, p, a = (
-            {n: x[n] for n in names} for x in (gradients, state.params, state.ema)
-        )
-        old = [
-            {n: x[n] for n in names} if count is None else count
-            for x, count in zip(moments, counts, strict=True)
-        ]
-        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int counts
-            updates, after = optimizer.update(
-                g, jax.tree.unflatten(structure, old), p, norm=norm
-            )
-        after = jax.tree.leaves(after, is_leaf=_by_name)
-        q: Any = optax.apply_updates(p, updates)
-        b = {n: a[n] + (1 - decay) * (q[n] - a[n]) for n in names}
-        q, b, after = jax.tree.map(
-            lambda n, o, good=good: jnp.where(good, n, o), (q, b, after), (p, a, old)
-        )
-        params |= q
-        ema |= b
-        new = [n | x if _by_name(x) else x for n, x in zip(new, after, strict=True)]
-    opt_state = jax.tree.unflatten(structure, new)
+    new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+    params, ema, opt_state = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     return TrainState(state.step + 1, params, state.frozen, ema, opt_state, health)
-
-
-def _by_name(x: Any) -> bool:
-    """Whether a part of the optimizer's state has a value for each parameter."""
-    return isinstance(x, dict)
-
-
-def _parts(names: list[str], size: int = 32) -> list[list[str]]:
-    return [names[i : i + size] for i in range(0, len(names), size)]
 
 
 def _judge(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from videomv_jax import compat, sharding
@@ -49,6 +50,10 @@ class Task(Protocol):
         """Mean loss over the objects of a batch of `feed`, and scalars to log."""
         ...
 
+    def placements(self, mesh: Mesh) -> Any:
+        """Where the constants lie: a tree like theirs, or of its first levels."""
+        ...
+
     def sheet(self, params: Params, constants: Any) -> np.ndarray:
         """A picture `[h, w, 3]` in [0, 1] that shows how far training is."""
         ...
@@ -58,34 +63,18 @@ class Task(Protocol):
         ...
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs:
-    """AdamW behind clipping; linear warm-up, cosine to 0 at the end.
-
-    `update` wants the norm of all gradients together, as `norm`, and may be called for
-    a part of the parameters.
-    """
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW behind global-norm clipping; linear warm-up, cosine to 0 at the end."""
     rate = cosine(config.learning_rate, config.warmup_steps, config.steps)
     return optax.chain(
-        _clip(config.clip_norm),
+        optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay),
         parts.scale_by_part(config.rate_spatial, config.rate_text),
     )
 
 
-def _clip(largest: float) -> optax.GradientTransformationExtraArgs:
-    """Shrinks updates so that the norm of all gradients is `largest` at most."""
-
-    def update(updates, state, params=None, **told):
-        factor = jnp.minimum(1, largest / told["norm"])
-        return jax.tree.map(lambda u: u * factor, updates), state
-
-    return optax.GradientTransformationExtraArgs(
-        lambda params: optax.EmptyState(), update
-    )
-
-
 def make_step(
-    task: Task, optimizer: optax.GradientTransformationExtraArgs, config: TrainConfig
+    task: Task, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> Callable[[TrainState, Any, Batch, PRNGKey], tuple[TrainState, Metrics]]:
     """The jitted update `(state, constants, batch, key) -> (state, metrics)`.
 

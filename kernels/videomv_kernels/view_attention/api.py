@@ -11,6 +11,7 @@ from videomv_kernels.view_attention import triton_kernels
 _MAX_VIEWS = 64
 _HEAD_WIDTHS = (16, 32, 64, 128)
 _MAX_SIZE = 2**31  # places are counted in int32
+_MAX_GRID = 2**16  # CUDA's, for pixels and for clips
 
 Joined = Float[Array, "b f l 3 c"]
 
@@ -47,11 +48,13 @@ def _logits_jvp(primals, tangents):
 
 def supports(qkv: Joined, heads: int) -> bool:
     """Whether the kernels take these: 16-bit types, up to 64 views, usual heads."""
+    clips, views, length, _, channels = qkv.shape
     return (
         qkv.dtype in (jnp.bfloat16, jnp.float16)
-        and qkv.shape[1] <= _MAX_VIEWS
-        and qkv.shape[-1] in [heads * width for width in _HEAD_WIDTHS]
+        and views <= _MAX_VIEWS
+        and channels in [heads * width for width in _HEAD_WIDTHS]
         and qkv.size < _MAX_SIZE
+        and max(clips, length) < _MAX_GRID
     )
 
 

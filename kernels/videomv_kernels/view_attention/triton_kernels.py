@@ -20,7 +20,7 @@ class _Places:
 
     def __init__(self, shape, heads: int):
         _, views, length, _, c = shape
-        clip, pixel, head = (pl.program_id(i) for i in range(3))
+        head, pixel, clip = (pl.program_id(i) for i in range(3))
         width = c // heads
         self.tile = max(_MIN_TILE, pl.next_power_of_2(views))
         self.scale = width**-0.5
@@ -99,7 +99,7 @@ def _call(kernel, name: str, qkv, heads: int, inputs, shape, interpret: bool):
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     flat = pl.pallas_call(
         functools.partial(kernel, shape=qkv.shape, heads=heads),
-        grid=(b, length, heads),
+        grid=(heads, length, b),  # neighbours in memory run side by side
         in_specs=[anywhere] * len(inputs),
         out_specs=anywhere,
         out_shape=shape_like((math.prod(shape),), qkv.dtype, qkv),

@@ -10,7 +10,7 @@ from trees import COUNT, TREES
 from typer.testing import CliRunner
 
 from videomv_jax.cli.data import data
-from videomv_jax.data.inspect import READINGS, inspect
+from videomv_jax.data.inspection import READINGS, inspect
 from videomv_jax.data.samples import Sample, make_cameras
 from videomv_jax.splat.cameras import orbit
 from videomv_jax.types import InputError
