@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from videomv_jax.evaluation import held_out
+from videomv_jax.evaluation.metrics import psnr
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.splat.renderer import render
 
@@ -147,15 +149,15 @@ def held_out_rows(
     for number, truth in enumerate(data.views):
         made = model.generate(images=[truth[0]], seed=seed + number, **sampling)
         rows += [truth[some], made.views[0, some]]
+        told = f"views {psnr(jnp.asarray(made.views[0, 1:]), truth[1:]).mean():.1f} dB"
         if made.gaussians is not None:
             background = model.config.cameras.background
-            cameras = held_out.cameras_between(model)[np.asarray(some)]
-            rows.append(
-                np.asarray(
-                    render(made.gaussians, cameras, background=background).rgb[0]
-                )
-            )
-        print(f"{number + 1} of {count}: {data.captions[number]}", flush=True)
+            cameras = held_out.cameras_between(model)
+            renders = render(made.gaussians, cameras, background=background).rgb[0]
+            rows.append(np.asarray(renders)[some])
+            between = psnr(renders.clip(0, 1), data.between[number]).mean()
+            told += f", Gaussians between them {between:.1f} dB"
+        print(f"{data.captions[number]}: {told}", flush=True)
     return rows
 
 
