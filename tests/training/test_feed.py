@@ -243,7 +243,7 @@ def test_config():
 def test_every_stage_reads_a_source(stage, start, tokenizer, roots, monkeypatch):
     """Traced, not run: what a loss asks of its objects is there, as in the pool."""
 
-    def encoded(objects, *_):
+    def encoded(objects, *_, **__):
         latents = np.zeros((len(objects), VIEWS, 2, 2, 4), np.float32)
         tokens = np.zeros((len(objects), 48), np.int32)
         return pool.Pool(pool.scenes(objects), tokens, latents)

@@ -283,8 +283,8 @@ class DiffusionTask:
             context = objects.states
             for instead, tokens in texts:
                 states = encoder(tokens)
+                context = context.astype(states.dtype)
                 context = jnp.where(instead[:, None, None], states, context)
-            context = context.astype(states.dtype)
         told = {"context": context, "camera": self._condition(objects)}
         latents: Any = objects.latents
         if self._photos:
