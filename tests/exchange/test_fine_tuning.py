@@ -57,7 +57,7 @@ def config(folder, **more) -> TrainConfig:
 
 
 def test_a_run_starts_from_the_converted_weights(folder, small_folder, monkeypatch):
-    monkeypatch.setattr(diffusion.pool, "encoded", lambda *args: None)
+    monkeypatch.setattr(diffusion.pool, "encoded", lambda *_, **__: None)
     task = make_task(config(folder))
     small = load_model(small_folder)
     wanted = {f"unet.{k}": x for k, x in mapping.flatten(small.unet).items()}
