@@ -13,29 +13,17 @@ way) and a tenth of the objects train the unconditional branch
 
 from ml_collections import ConfigDict
 
-from videomv_jax.training.config import default_config
+from videomv_jax.training.config import released_config
 
 
 def get_config() -> ConfigDict:
     """The run; docs/scale.md says what such a run needs of a pod."""
-    config = default_config("diffusion")
-    config.model = "i2v"
+    config = released_config("diffusion", "i2v")
     config.out = "runs/image_to_views"
-    config.train_text = False
     config.train_image = False
-    config.steps = 1_000_000
     config.batch_size = 256
-    config.objects = 1024
     config.seed = 6666
-    config.learning_rate = 3e-5
-    config.warmup_steps = 10
-    config.beta2 = 0.999
     config.ema_decay = 0.9999
     config.offset_noise = 0.1
     config.caption_dropout = 1.0
-    config.compute_dtype = "bfloat16"
-    config.remat = "block"
-    config.strategy = "fsdp"
-    # Samples take the whole model on one device.
-    config.sample_every = 0
     return config

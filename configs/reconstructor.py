@@ -10,27 +10,16 @@ squared error of colour and alpha and by LPIPS, whose weights --set lpips=FILE n
 
 from ml_collections import ConfigDict
 
-from videomv_jax.training.config import default_config
+from videomv_jax.training.config import released_config
 
 
 def get_config() -> ConfigDict:
     """The run; learning rate and schedule are the original's."""
-    config = default_config("reconstruction")
-    config.model = "t2v"
+    config = released_config("reconstruction")
     config.out = "runs/reconstructor"
-    config.steps = 1_000_000
     config.batch_size = 64
-    config.objects = 1024
     config.corrupted_inputs = 1.0
     config.even_inputs = 0.0
     config.supervised_views = 4
     config.supervised_size = 512
-    config.learning_rate = 3e-5
-    config.warmup_steps = 10
-    config.beta2 = 0.999
-    config.compute_dtype = "bfloat16"
-    config.remat = "block"
-    config.strategy = "fsdp"
-    # Samples take the whole model on one device.
-    config.sample_every = 0
     return config

@@ -10,24 +10,12 @@ are those of the synthetic set.
 
 from ml_collections import ConfigDict
 
-from videomv_jax.training.config import default_config
+from videomv_jax.training.config import released_config
 
 
 def get_config() -> ConfigDict:
     """The run; docs/scale.md says what it needs of a pod."""
-    config = default_config("diffusion")
-    config.model = "t2v"
+    config = released_config("diffusion")
     config.out = "runs/text_to_views"
-    config.train_text = False
-    config.steps = 1_000_000
     config.batch_size = 256
-    config.objects = 1024
-    config.learning_rate = 3e-5
-    config.warmup_steps = 10
-    config.beta2 = 0.999
-    config.compute_dtype = "bfloat16"
-    config.remat = "block"
-    config.strategy = "fsdp"
-    # Samples take the whole model on one device.
-    config.sample_every = 0
     return config

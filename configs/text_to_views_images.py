@@ -10,26 +10,14 @@ synthetic set, without their cameras.
 
 from ml_collections import ConfigDict
 
-from videomv_jax.training.config import default_config
+from videomv_jax.training.config import released_config
 
 
 def get_config() -> ConfigDict:
     """The run; learning rate, schedule and dropped captions are the original's."""
-    config = default_config("diffusion")
-    config.model = "t2v"
+    config = released_config("diffusion")
     config.out = "runs/text_to_views_images"
-    config.train_text = False
-    config.steps = 1_000_000
     config.batch_size = 512
     config.image_batch = 512
     config.image_weight = 1 / 8
-    config.objects = 1024
-    config.learning_rate = 3e-5
-    config.warmup_steps = 10
-    config.beta2 = 0.999
-    config.compute_dtype = "bfloat16"
-    config.remat = "block"
-    config.strategy = "fsdp"
-    # Samples take the whole model on one device.
-    config.sample_every = 0
     return config

@@ -27,7 +27,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 
-SIZE, VIEWS, CHOSEN, GUIDANCE, SEED = 16, 6, (0, 2, 3, 5), 3.0, 7
+# With seed 7 a Gaussian of step 30 lies on a tile's border: there the original's own
+# rule makes 6e-4 of 1e-6, and no two programs agree.
+SIZE, VIEWS, CHOSEN, GUIDANCE, SEED = 16, 6, (0, 2, 3, 5), 3.0, 8
 FOV, DISTANCE, ELEVATION = 39.6, 2.0, 15.0
 LATENT = SIZE // 2
 TEXT = 24
@@ -378,13 +380,7 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
     ).compile(compiler_options={"xla_backend_optimization_level": 0})
     for step in range(50):
         state = run(programs.weights, told, table, state, np.int32(step + 1), *numbers)
-        # A Gaussian at a threshold of the rasterizer is seen by one and not the other:
-        # 6e-4 of one projected x0, 2e-6 of x.
-        projected = 1e-3 if step in (20, 30, 40) else 1e-4
-        for ours, wanted, limit in (
-            (state.x[0], xs[step], 1e-4),
-            (state.x0[0], x0s[step], projected),
-        ):
+        for ours, wanted in ((state.x[0], xs[step]), (state.x0[0], x0s[step])):
             error = np.abs(ours - wanted).max() / np.abs(wanted).max()
-            assert error < limit, (step, error)
+            assert error < 1e-4, (step, error)
     assert int(state.dropped) == 0

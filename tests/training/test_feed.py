@@ -18,6 +18,7 @@ from videomv_jax.model_folder import load_model
 from videomv_jax.training import pool, stages
 from videomv_jax.training.config import TrainConfig, freeze
 from videomv_jax.training.feed import SourceFeed, batches, objects_of
+from videomv_jax.training.supervision import Supervision
 from videomv_jax.types import InputError
 
 
@@ -277,3 +278,34 @@ def test_every_stage_reads_a_source(stage, start, tokenizer, roots, monkeypatch)
         jax.eval_shape(task._sample if stage != "reconstruction" else task._show,
                        params, task.constants)  # fmt: skip
     assert shapes[0] == shapes[1] == shapes[2] and shapes[0][0].shape == ()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"schedule": "linear_sd"}, "has the schedule 'linear_sd'"),
+        ({"prediction": "epsilon"}, "has the prediction 'epsilon'"),
+    ],
+)
+def test_a_unet_that_means_something_else_is_no_start(
+    start, monkeypatch, changes, message
+):
+    other = dataclasses.replace(start.config, **changes)
+    assert other != start.config
+    monkeypatch.setattr(
+        stages,
+        "load_model",
+        lambda *_, **__: dataclasses.replace(start, config=other),
+    )
+    monkeypatch.setattr(stages, "PRESETS", {"small": start.config})
+    folder = str(start.tokenizer_dir.parent)
+    config = TrainConfig(stage="diffusion", model="small", init_from=folder)
+    with pytest.raises(InputError, match=message):
+        stages.make_task(config)
+
+
+def test_views_of_a_source_are_not_blown_up_to_be_compared(start):
+    config = TrainConfig(stage="reconstruction", source="shards", supervised_size=32)
+    with pytest.raises(InputError, match="supervised_size: 32.*at 16"):
+        Supervision(config, start.config)
+    Supervision(dataclasses.replace(config, source=""), start.config)

@@ -9,7 +9,6 @@ from videomv_jax.data.captions import read_captions
 from videomv_jax.data.orbit_folder import VIEWS, OrbitFolderSource
 from videomv_jax.data.pictures import SUFFIXES, PictureFolderSource, PictureTarSource
 from videomv_jax.data.samples import (
-    Sample,
     SampleSource,
     numbers,
     read_json,
@@ -158,22 +157,3 @@ def recognise(path: str | os.PathLike[str]) -> str:
         f"source: {path} has none of the known layouts {', '.join(LAYOUTS)}; "
         "docs/data.md shows them"
     )
-
-
-def next_good(source: SampleSource, index: int) -> tuple[Sample, dict[str, str]]:
-    """The sample at a place, or the first readable one after it, round the end.
-
-    Returns:
-        The sample, and what is wrong with those that were passed over, by name.
-
-    Raises:
-        InputError: no sample of the source can be read.
-    """
-    problems: dict[str, str] = {}
-    for step in range(len(source)):
-        place = (index + step) % len(source)
-        try:
-            return source[place], problems
-        except InputError as error:
-            problems[source.names[place]] = str(error)
-    raise InputError(f"no sample can be read: {next(iter(problems.values()))}")

@@ -32,6 +32,14 @@ def make_task(config: TrainConfig) -> Task:
         )
     folder = find_model(config.init_from)
     start: LoadedModel = load_model(folder, dtype=config.compute_dtype)
+    if start.unet is not None:
+        for name in ("schedule", "prediction"):
+            theirs, ours = (getattr(m, name) for m in (start.config, model))
+            if theirs != ours:
+                raise InputError(
+                    f"init_from: the UNet of {config.init_from!r} has the {name} "
+                    f"{theirs!r}; model {config.model!r} has {ours!r}"
+                )
     if start.tokenizer_dir is not None:
         tokenizer = load_tokenizer(start.tokenizer_dir)
     elif config.source:

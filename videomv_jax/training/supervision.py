@@ -20,7 +20,7 @@ from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.pool import Views
 from videomv_jax.training.state import Networks
 from videomv_jax.training.step import Metrics
-from videomv_jax.types import PRNGKey
+from videomv_jax.types import InputError, PRNGKey
 
 INPUTS = 4
 # Side of the images that the perceptual term compares, as LGM resizes them.
@@ -45,6 +45,11 @@ class Supervision:
         self._config, self._background = config, model.cameras.background
         self.cameras = model.cameras.orbit()
         self._size = config.supervised_size or model.cameras.size
+        if config.source and self._size > model.cameras.size:
+            raise InputError(
+                f"supervised_size: {self._size}; views of a source are read at "
+                f"{model.cameras.size}, want that at most"
+            )
         self.constants: dict[str, Any] = {}
         if config.lpips:
             metric = {"lpips": lpips.read(config.lpips, config.compute_dtype)}

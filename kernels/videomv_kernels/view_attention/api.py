@@ -25,7 +25,7 @@ def reference(qkv: Joined, heads: int) -> Float[Array, "b f l c"]:
     # Heads before views and the division last: fastest on a CPU.
     parts = qkv.reshape(b, f, length, 3, heads, c // heads).transpose(3, 0, 2, 4, 1, 5)
     q, k, v = parts
-    logits = _logits(q * q.shape[-1] ** -0.5, k)
+    logits = float32_logits(q * q.shape[-1] ** -0.5, k)
     largest = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     weights = jnp.exp(logits - largest)
     y = (weights.astype(v.dtype) @ v).astype(jnp.float32)
@@ -33,17 +33,20 @@ def reference(qkv: Joined, heads: int) -> Float[Array, "b f l c"]:
     return y.transpose(0, 3, 1, 2, 4).reshape(b, f, length, c)
 
 
-# Float32 sums of products in the inputs' type. JAX's own derivative multiplies the
-# float32 cotangent with bfloat16 inputs: slow, and an error under strict promotion.
 @jax.custom_jvp
-def _logits(q, k):
+def float32_logits(q, k):
+    """`q k^T` of `[..., l, d]`, float32 sums of products in the inputs' type.
+
+    JAX's own derivative multiplies the float32 cotangent with bfloat16 inputs: slow,
+    and an error under strict promotion.
+    """
     return jnp.matmul(q, k.mT, preferred_element_type=jnp.float32)
 
 
-@_logits.defjvp
+@float32_logits.defjvp
 def _logits_jvp(primals, tangents):
     (q, k), (dq, dk) = primals, tangents
-    return _logits(q, k), (dq @ k.mT + q @ dk.mT).astype(jnp.float32)
+    return float32_logits(q, k), (dq @ k.mT + q @ dk.mT).astype(jnp.float32)
 
 
 def supports(qkv: Joined, heads: int) -> bool:
