@@ -29,7 +29,6 @@ from videomv_kernels.rasterize.config import (
 from videomv_kernels.rasterize.splats import (
     Bounds,
     Splats,
-    from_tiles,
     tile_boxes,
     to_tiles,
 )
@@ -48,24 +47,23 @@ class Saved(NamedTuple):
 
     Attributes:
         table: rows in depth order.
-        order: Gaussian of each depth rank; start, count: its pairs within the view.
+        order: Gaussian of each depth rank; end: where its pairs end in the view.
         ids, places: of all pairs, tile by tile: row of the table, and where the pair
             was emitted within its view.
         edges: borders of the tiles' lists in `ids`, counted over all views.
         conic: in the order of the input.
-        tiles: what was blended.
+        images: what was blended.
         scenes: zeros, one for each scene.
     """
 
     table: Float[Array, "g n f"]
     order: Int[Array, "g n"]
-    start: Int[Array, "g n"]
-    count: Int[Array, "g n"]
+    end: Int[Array, "g n"]
     ids: Int[Array, "g pairs"]
     places: Int[Array, "g pairs"]
     edges: Int[Array, "g tiles+1"]
     conic: tuple[Float[Array, "g n"], ...]
-    tiles: Float[Array, "g t c p"]
+    images: Float[Array, "g h w c"]
     scenes: Float[Array, "s"]
 
 
@@ -190,43 +188,40 @@ def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
         start, table, plan, channels, *_numbering(plan, views), interpret=interpret
     )
     ids, places, edges = _sort_pairs(keys, rows, plan, views)
-    tiles = kernels.blend(
+    images = kernels.blend(
         edges, ids.reshape(-1), table, plan, channels, interpret=interpret
     )
-    tiles = tiles.reshape(views, plan.tiles, *tiles.shape[1:])
     saved = Saved(
         table=table.reshape(views, n, -1),
         order=order,
-        start=start,
         # Pairs beyond the capacity were not emitted and have no rows.
-        count=jnp.clip(plan.capacity - start, 0, count),
+        end=jnp.minimum(end, plan.capacity),
         ids=ids,
         places=places,
         edges=edges,
         conic=splats.conic,
-        tiles=tiles,
+        images=images,
         scenes=jnp.zeros_like(splats.colors[:, 0, 0]),
     )
-    return from_tiles(tiles, plan), (total - plan.capacity).clip(0), saved
+    return images, (total - plan.capacity).clip(0), saved
 
 
 def _backward(saved: Saved, grad, plan: Plan, interpret: bool) -> Splats:
     views, n = saved.order.shape
-    grad = to_tiles(grad, plan)
-    channels, pixels = grad.shape[2:]
+    channels = range(grad.shape[-1])
+    # Of slices: a reduction over few channels would be a pass of its own.
+    behind = sum(grad[..., k] * saved.images[..., k] for k in channels)
+    tiles = [to_tiles(x, plan) for x in (grad, behind[..., None])]
     rows = kernels.blend_gradient(
         saved.edges,
         saved.ids.reshape(-1),
         saved.places.reshape(-1),
         saved.table.reshape(views * n, -1),
-        grad.reshape(-1, channels, pixels),
-        saved.tiles.reshape(-1, channels, pixels),
+        *(x.reshape(-1, *x.shape[2:]) for x in tiles),
         plan,
         interpret=interpret,
     )
-    sums = kernels.add_rows(
-        saved.start, saved.count, saved.order, rows, plan, interpret=interpret
-    )
+    sums = kernels.add_rows(saved.end, saved.order, rows, plan, interpret=interpret)
     sums = sums.reshape(views, n, -1)
     # The power is log_opacity - (a dx^2 + 2 b dx dy + c dy^2) / 2, dx = pixel - x.
     s, sx, sy, sxx, sxy, syy, depth = (sums[..., i] for i in range(kernels.MOMENTS + 1))

@@ -1,6 +1,7 @@
 """One warp per tile: blending, and its gradient."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 from jax import lax
@@ -110,30 +111,34 @@ def _blend_kernel(edges, ids, table, out, *, plan: Plan):
     _, transmittance, _, *sums = state
     if not drop:
         sums.append(1 - transmittance)
+    column, line = x.astype(jnp.int32), y.astype(jnp.int32)
+    pixel = (view * plan.height + line) * plan.width + column
+    inside = (column < plan.width) & (line < plan.height)
+    pixel = jnp.where(inside, pixel, out.shape[0])
     for channel, value in enumerate(sums):
-        out[0, channel] = value
+        target = out.at[pixel, jnp.full_like(pixel, channel)]
+        triton.store(target, value, mask=inside)
 
 
 def blend(edges, ids, table, plan: Plan, channels: int, *, interpret: bool):
-    """Colours, depth and alpha at the pixels of every tile, `[g * tiles, c + 2, P]`.
+    """Colours, depth and alpha at every pixel, `[g, h, w, c + 2]`.
 
     Args:
         edges: `[g, tiles + 1]`, borders of the tiles' lists in `ids`.
         ids: `[g * capacity]`, rows of `table`.
         table: what `pack` returns, for `channels` colours.
     """
-    tiles, block = edges.shape[0] * plan.tiles, (channels + 2, *_block(plan))
+    images = (edges.shape[0], plan.height, plan.width, channels + 2)
     out = call(
         functools.partial(_blend_kernel, plan=plan),
         "blend",
-        tiles,
+        edges.shape[0] * plan.tiles,
         [edges.reshape(-1), ids, table],
-        shape_like((tiles, *block), jnp.float32, table),
+        shape_like((math.prod(images[:3]), images[3]), jnp.float32, table),
         warps=1,
         interpret=interpret,
-        out_specs=pl.BlockSpec((1, *block), lambda tile: (tile, 0, 0, 0)),
     )
-    return out.reshape(tiles, channels + 2, -1)
+    return out.reshape(images)
 
 
 def _fold(values):
@@ -179,12 +184,12 @@ def _ones_laid_out_as(loaded):
 
 
 def _blend_gradient_kernel(
-    edges, ids, places, table, grad, blended, rows, *, plan: Plan
+    edges, ids, places, table, grad, behind, rows, *, plan: Plan
 ):
     view, x, y = _tile_of_program(plan)
     start, end = _range(edges, view, plan)
     grads = [grad[0, channel] for channel in range(grad.shape[1])]
-    behind = sum(g * blended[0, channel] for channel, g in enumerate(grads))
+    behind = behind[0, 0]
     width = rows.shape[1]
     column = _folded()
 
@@ -251,14 +256,15 @@ def _blend_gradient_kernel(
 
 
 def blend_gradient(
-    edges, ids, places, table, grad, blended, plan: Plan, *, interpret: bool
+    edges, ids, places, table, grad, behind, plan: Plan, *, interpret: bool
 ):
     """A row of gradient sums for each pair, at its place of emission.
 
     Args:
         edges, ids, table: as for `blend`.
         places: `[g * capacity]`, where each pair was emitted in its view.
-        grad, blended: the gradient of what `blend` returned, and that.
+        grad: the gradient of what `blend` returned, `[g * tiles, c + 2, P]`.
+        behind: its product with that, added over channels, `[g * tiles, 1, P]`.
 
     Returns:
         `[g * capacity, 7 + c]`: with D the gradient of log(alpha), the sums over the
@@ -268,21 +274,19 @@ def blend_gradient(
     views = edges.shape[0]
     tiles, channels = views * plan.tiles, grad.shape[1]
     block, width = _block(plan), GEOMETRY + channels - 2
+    pixels = [x.reshape(tiles, -1, *block) for x in (grad, behind)]
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     return call(
         functools.partial(_blend_gradient_kernel, plan=plan),
         "blend_gradient",
         tiles,
-        [
-            edges.reshape(-1),
-            ids,
-            places,
-            table,
-            *(x.reshape(tiles, channels, *block) for x in (grad, blended)),
-        ],
+        [edges.reshape(-1), ids, places, table, *pixels],
         shape_like((views * plan.capacity, width), jnp.float32, table),
         warps=1,
         interpret=interpret,
         in_specs=[anywhere] * 4
-        + [pl.BlockSpec((1, channels, *block), lambda tile: (tile, 0, 0, 0))] * 2,
+        + [
+            pl.BlockSpec((1, *x.shape[1:]), lambda tile: (tile, 0, 0, 0))
+            for x in pixels
+        ],
     )

@@ -17,7 +17,7 @@ from videomv_kernels.rasterize.triton_kernels.call import (
     table_width,
 )
 
-_LANES = 128  # Gaussians per program of `pack` and `emit`
+_LANES = 32  # Gaussians per program of `pack` and `emit`
 _WARPS = _LANES // WARP
 _SUM_LANES = 32  # Gaussians per program of `add_rows`
 # Room for rounding in the test of an ellipse against a tile: a pair too many changes
@@ -220,11 +220,14 @@ def emit(
     )
 
 
-def _add_rows_kernel(start, count, order, rows, out, *, plan: Plan, total, n):
+def _add_rows_kernel(end, order, rows, out, *, plan: Plan, total, n):
     index, inside, valid = _lanes(_SUM_LANES, total)
     view = lax.div(inside, jnp.int32(n))
-    first = view * plan.capacity + triton.load(start.at[inside])
-    length = jnp.where(valid, triton.load(count.at[inside]), 0)
+    nearest = lax.rem(inside, jnp.int32(n)) == 0
+    before = triton.load(end.at[jnp.maximum(inside - 1, 0)])
+    start = jnp.where(nearest, 0, before)
+    first = view * plan.capacity + start
+    length = jnp.where(valid, triton.load(end.at[inside]) - start, 0)
     width = rows.shape[1]
     column = lax.broadcasted_iota(jnp.int32, (1, pl.next_power_of_2(width)), 1)
     shape = (_SUM_LANES, column.shape[1])
@@ -248,18 +251,18 @@ def _add_rows_kernel(start, count, order, rows, out, *, plan: Plan, total, n):
     triton.store(out.at[wide(own), column], result, mask=live)
 
 
-def add_rows(start, count, order, rows, plan: Plan, *, interpret: bool):
+def add_rows(end, order, rows, plan: Plan, *, interpret: bool):
     """Sum of each Gaussian's rows, at its place in the input: `[g * n, width]`.
 
     Args:
-        start, count, order: `[g, n]` by depth rank: where its rows begin in the view's
-            part, how many there are, and which Gaussian it is.
+        end, order: `[g, n]` by depth rank: where its rows end in the view's part, which
+            is where the next one's begin, and which Gaussian it is.
         rows: `[g * capacity, width]`.
     """
     views, n = order.shape
     total = views * n
     kernel = functools.partial(_add_rows_kernel, plan=plan, total=total, n=n)
-    inputs = [*(x.reshape(total) for x in (start, count, order)), rows]
+    inputs = [end.reshape(total), order.reshape(total), rows]
     output = shape_like((total, rows.shape[1]), jnp.float32, rows)
     grid = pl.cdiv(total, _SUM_LANES)
     return call(kernel, "add_rows", grid, inputs, output, warps=4, interpret=interpret)
