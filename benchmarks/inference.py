@@ -65,7 +65,9 @@ def sizes(name: str) -> ModelConfig:
     config = PRESETS[name]
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     parts = {
-        part: dataclasses.replace(getattr(config, part), dtype=dtype) for part in PARTS
+        part: dataclasses.replace(sizes, dtype=dtype)
+        for part in PARTS
+        if (sizes := getattr(config, part))
     }
     return dataclasses.replace(config, **parts)
 

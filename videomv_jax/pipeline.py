@@ -11,6 +11,7 @@ generation = model.generate(images=["photo.png"])
 import dataclasses
 import functools
 import os
+import time
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -37,6 +38,9 @@ from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.types import Images, InputError
 
 MAX_SEED = 2**32 - 1
+# A call takes milliseconds for the thousands of weights it is handed, in which a GPU
+# waits: calls shorter than this many seconds are joined, progress is told less often.
+_CALL_S = 0.2
 
 Photo: TypeAlias = str | os.PathLike[str] | Float[np.ndarray, "h w 3"]
 
@@ -223,26 +227,25 @@ class VideoMV:
         )
         count = int(table.count)
         told("denoising", 0, count)
-        for step in range(1, count + 1):
-            before = state
+        done, stride = 0, 1
+        while done < count:
+            begun, done = time.perf_counter(), min(done + stride, count)
             state = programs.advance(
                 weights,
                 condition,
                 table,
                 state,
-                np.int32(step),
+                np.int32(done),
                 np.float32(scale),
                 np.float32(rescale),
                 seeds[0],
                 aware=aware,
                 mode=mode,
             )
-            # The next step is queued while this one runs, and no more than that.
-            jax.block_until_ready(before)
-            if step > 1:
-                told("denoising", step - 1, count)
-        jax.block_until_ready(state)
-        told("denoising", count, count)
+            jax.block_until_ready(state)
+            told("denoising", done, count)
+            if time.perf_counter() - begun < _CALL_S:
+                stride *= 2
         told("decoding", 0, 1)
         views = np.asarray(programs.decode(weights, state.x))
         told("decoding", 1, 1)
