@@ -171,14 +171,16 @@ def test_progress_names_every_stage_in_order(model):
         assert done == total
 
 
-def test_steps_are_joined_where_calls_are_short(model, generation, monkeypatch):
-    for seconds, expected in ((0.0, [0, 1, 2, 3, 4]), (1e9, [0, 1, 3, 4])):
-        monkeypatch.setattr("videomv_jax.pipeline._CALL_S", seconds)
-        heard = []
-        again = model.generate(PROMPT, progress=lambda *event: heard.append(event))
-        steps = [done for stage, done, _ in heard if stage == "denoising"]
-        assert steps == expected
-        np.testing.assert_array_equal(again.views, generation.views)
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, [0, 1, 2, 3, 4]), (1e9, [0, 1, 3, 4])]
+)
+def test_short_calls_are_joined(model, generation, monkeypatch, seconds, expected):
+    monkeypatch.setattr("videomv_jax.pipeline._CALL_S", seconds)
+    heard = []
+    again = model.generate(PROMPT, progress=lambda *event: heard.append(event))
+    steps = [done for stage, done, _ in heard if stage == "denoising"]
+    assert steps == expected
+    np.testing.assert_array_equal(again.views, generation.views)
 
 
 def test_reconstruct_is_what_generate_does(model, generation):
