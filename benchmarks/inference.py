@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from profiling import kernels
+from profiling import by_kind, kernels
 from report import Table, apart, peak
 from videomv_kernels.benchmark.queue import queue_ms
 
@@ -179,6 +179,7 @@ def unet_rows(table: Table, args) -> None:
             table.add(
                 "UNet forward, sum of kernels",
                 sum(ms for _, ms, _ in found),
+                kinds=by_kind(found),
                 kernels=found[:120],
             )
     if "choices" not in args.rows:

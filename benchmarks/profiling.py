@@ -1,6 +1,8 @@
 """Which kernels of a GPU take how long."""
 
+import collections
 import glob
+import re
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -35,3 +37,14 @@ def kernels(call: Callable[[], Any]) -> list[tuple[str, float, int]]:
                     found[key] = ms + event.duration_ns / 1e6 / _REPEATS, count + 1
     rows = [(name, ms, count // _REPEATS) for name, (ms, count) in found.items()]
     return sorted(rows, key=lambda row: -row[1])
+
+
+def by_kind(rows: list[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
+    """Kernels that differ in numbers alone, added up: name, milliseconds, how many."""
+    ms: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
+    for name, time, count in rows:
+        kind = re.sub(r"[\d.]+", "#", name.split(" (")[0])
+        ms[kind] += time
+        counts[kind] += count
+    return [(kind, time, counts[kind]) for kind, time in ms.most_common()]

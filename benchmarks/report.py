@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+HIDDEN = ("kernels", "kinds")  # in the JSON alone
+
 
 class Table:
     """Prints rows as they come and writes all of them after each."""
@@ -22,7 +24,7 @@ class Table:
     def add(self, work: str, ms: float | None = None, **more) -> None:
         at = round(time.time() - self._start, 1)
         self._rows.append({"at": at, "work": work, "ms": ms, **more})
-        shown = ", ".join(f"{k} {cell(v)}" for k, v in more.items() if k != "kernels")
+        shown = ", ".join(f"{k} {cell(v)}" for k, v in more.items() if k not in HIDDEN)
         print(f"| {at} | {work} | {cell(ms)} | {shown} |", flush=True)
         if self._path:
             text = json.dumps(self._about | {"rows": self._rows}, indent=1) + "\n"

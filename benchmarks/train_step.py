@@ -30,7 +30,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 import jax
 import jax.numpy as jnp
 import numpy as np
-from profiling import kernels
+from profiling import by_kind, kernels
 from report import Table, apart, peak
 from videomv_kernels.benchmark.queue import queue_ms
 
@@ -106,7 +106,8 @@ def ours(table, args, remat: str) -> None:
     if args.profile:
         rows = kernels(call)
         total = sum(ms for _, ms, _ in rows)
-        table.add(f"remat {remat}, sum of kernels", total, kernels=rows[:120])
+        more = dict(kinds=by_kind(rows), kernels=rows[:120])
+        table.add(f"remat {remat}, sum of kernels", total, **more)
 
 
 def count_rows(table, args) -> None:
