@@ -116,9 +116,9 @@ class Reverse:
 
 
 def losses(folder):
-    """The first columns of the run's metrics: step, loss, norm, objects."""
+    """The first columns of the run's metrics: step, loss, norm, objects, rate."""
     lines = (folder / "metrics.csv").read_text().splitlines()
-    return [line.split(",")[:4] for line in lines]
+    return [line.split(",")[:5] for line in lines]
 
 
 def run(folder, task=None, console=QUIET, **changes):

@@ -29,7 +29,9 @@ from videomv_jax.types import InputError
 def test_learns_and_writes(tmp_path):
     run(tmp_path, steps=60)
     rows = losses(tmp_path)
-    assert rows[0] == ["step", "loss", "grad_norm", "index_sum"]
+    assert rows[0] == ["step", "loss", "grad_norm", "index_sum", "learning_rate"]
+    # Half a cosine, which is at 0 one update after the last.
+    assert 0 < float(rows[-1][-1]) < 0.01 * max(float(row[-1]) for row in rows[1:])
     assert float(rows[-1][1]) < 0.5 * float(rows[1][1])
     assert (tmp_path / "samples" / "0000060.png").exists()
     assert list((tmp_path / "tensorboard").iterdir())

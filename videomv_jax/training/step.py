@@ -65,12 +65,15 @@ class Task(Protocol):
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW behind global-norm clipping; linear warm-up, cosine to 0 at the end."""
-    rate = cosine(config.learning_rate, config.warmup_steps, config.steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(rate, b2=config.beta2, weight_decay=config.weight_decay),
+        optax.adamw(_rate(config), b2=config.beta2, weight_decay=config.weight_decay),
         parts.scale_by_part(config.rate_spatial, config.rate_text),
     )
+
+
+def _rate(config: TrainConfig) -> optax.Schedule:
+    return cosine(config.learning_rate, config.warmup_steps, config.steps)
 
 
 def make_step(
@@ -94,8 +97,10 @@ def make_step(
             gradient = _accumulated(gradient, config.accumulate)
         (value, metrics), gradients = gradient(state.params, batch, key)
         norm = optax.tree.norm(gradients)
+        updates = state.step - state.health.skipped
+        own = {"grad_norm": norm, "learning_rate": _rate(config)(updates)}
         state = apply_gradients(state, value, norm, gradients, optimizer, config)
-        metrics = {"loss": value, "grad_norm": norm, **metrics}
+        metrics = {"loss": value, **own, **metrics}
         if config.spike_factor:
             metrics["skipped"] = state.health.skipped.astype(jnp.float32)
         return state, metrics | {BROKEN: state.health.broken}
