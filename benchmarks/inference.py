@@ -60,14 +60,14 @@ SAMPLERS = (("ddim", 50), ("dpmpp", 20))
 # Models with random weights, made on the device.
 
 
-def sizes(name: str) -> ModelConfig:
-    """A preset, its networks in the type that inference takes here."""
+def sizes(name: str, dtype: str | None = None) -> ModelConfig:
+    """A preset, its networks in a type; None: the one inference takes here."""
     config = PRESETS[name]
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = dtype or ("float32" if compat.on_cpu() else "bfloat16")
     parts = {
-        part: dataclasses.replace(sizes, dtype=dtype)
+        part: dataclasses.replace(network, dtype=dtype)
         for part in PARTS
-        if (sizes := getattr(config, part))
+        if (network := getattr(config, part))
     }
     return dataclasses.replace(config, **parts)
 

@@ -1,0 +1,134 @@
+"""What XLA makes of the released UNet for an H100, seen without a GPU.
+
+    pip install jax-cuda13-plugin jax-cuda13-pjrt  # of jax's version, no GPU needed
+    JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_autotune_level=0 \\
+        python benchmarks/gpu_programs.py [--hlo FILE]
+
+Expected: GB of scratch memory, and for each kind of kernel of a forward pass of the
+guidance batch how many there are, the bytes of its operands and results, and how long
+these take at 3.0 TB/s, what an H100 copied at: a floor for what is bound by memory.
+Nothing is tuned, so matrix products stand as Triton fusions. Compiles for half a minute
+to a few.
+"""
+
+import argparse
+import collections
+import math
+import pathlib
+import re
+from unittest import mock
+
+import jax
+import numpy as np
+from flax import nnx
+from inference import sizes, unet_inputs
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.experimental import topologies
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from videomv_jax import compat
+from videomv_jax.model_folder import PARTS, abstract
+from videomv_jax.models import layers
+
+KIND, TB_PER_S = "NVIDIA H100 80GB HBM3", 3.0
+# What XLA asks of a GPU while it compiles, by the data sheet and CUDA's tables.
+TARGET = f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472 registers_per_core_limit: 65536
+  registers_per_block_limit: 65536 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84942979072
+  cuda_compute_capability {{ major: 9 feature_extension: ACCELERATED_FEATURES }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{KIND}"
+"""
+BITS = {"bf16": 16, "f32": 32, "s32": 32, "u32": 32, "pred": 8, "u8": 8, "s64": 64}
+FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant"}
+
+
+def compiled() -> jax.stages.Compiled:
+    config = sizes("t2v", "bfloat16")
+    topology = topologies.get_topology_desc(
+        "1x1x1", platform="cuda", target_config=TARGET, topology="1x1x1"
+    )
+    mesh = jax.sharding.Mesh(np.array(topology.devices), ("x",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    device = AbstractDevice(device_kind=KIND, num_cores=None, platform="cuda")
+    seen = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    with (
+        compat.compiling_for("gpu"),
+        jax.sharding.use_abstract_mesh(seen),
+        mock.patch.object(cudnn, "check_cudnn_version", lambda: 91_000),
+        mock.patch.object(cudnn, "check_compute_capability", lambda _: True),
+    ):
+        unet = abstract(lambda rngs: PARTS["unet"](config.unet, rngs=rngs))
+        layers.cast_weights(unet)
+        graph, weights = nnx.split(unet)
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            (weights, *jax.eval_shape(lambda: unet_inputs(config))),
+        )
+        forward = jax.jit(lambda weights, *x: nnx.merge(graph, weights)(*x))
+        lowered = forward.trace(*arguments).lower(lowering_platforms=("cuda",))
+        return lowered.compile(compiler_options=compat.compiler_options())
+
+
+def size(types: str) -> float:
+    """Bytes of all arrays in a text."""
+    found = re.findall(r"\b(\w+)\[([\d,]*)\]", types)
+    return sum(
+        BITS[kind] / 8 * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in found
+        if kind in BITS
+    )
+
+
+def kernels(hlo: str) -> dict[str, tuple[int, float]]:
+    """How many kernels of each kind the program starts, and their bytes."""
+    types: dict[str, str] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    moved: collections.Counter[str] = collections.Counter()
+    line = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
+    for match in map(line.match, hlo[hlo.index("\nENTRY") :].splitlines()):
+        if match is None:
+            continue
+        name, result, operation, rest = match.groups()
+        types[name] = result
+        if operation in FREE:
+            continue
+        kind = operation
+        if operation == "custom-call":
+            kind = rest.partition('custom_call_target="')[2].partition('"')[0]
+        elif operation == "fusion":
+            kind = re.sub(r"[\d.]+$", "", name)
+        operands = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
+        counts[kind] += 1
+        moved[kind] += size(result) + sum(size(types.get(x, "")) for x in operands)
+    return {kind: (counts[kind], bytes_) for kind, bytes_ in moved.most_common()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hlo", type=pathlib.Path, help="where to write the program")
+    args = parser.parse_args()
+    program = compiled()
+    memory, text = program.memory_analysis(), program.as_text()
+    if args.hlo:
+        args.hlo.write_text(text)
+    print(f"jax {jax.__version__}, {memory.temp_size_in_bytes / 1e9:.3f} GB of scratch")
+    print("| kind | kernels | MB | ms at 3.0 TB/s |\n|---|---|---|---|")
+    for kind, (count, moved) in kernels(text).items():
+        print(
+            f"| {kind} | {count} | {moved / 1e6:.0f} | {moved / TB_PER_S / 1e9:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
