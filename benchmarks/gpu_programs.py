@@ -73,9 +73,12 @@ def compiled() -> jax.stages.Compiled:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             (weights, *jax.eval_shape(lambda: unet_inputs(config))),
         )
-        forward = jax.jit(lambda weights, *x: nnx.merge(graph, weights)(*x))
+        forward = jax.jit(
+            lambda weights, *x: nnx.merge(graph, weights)(*x),
+            compiler_options=compat.compiler_options(),
+        )
         lowered = forward.trace(*arguments).lower(lowering_platforms=("cuda",))
-        return lowered.compile(compiler_options=compat.compiler_options())
+        return lowered.compile()
 
 
 def size(types: str) -> float:
@@ -92,7 +95,7 @@ def kernels(hlo: str) -> dict[str, tuple[int, float]]:
     """How many kernels of each kind the program starts, and their bytes."""
     types: dict[str, str] = {}
     counts: collections.Counter[str] = collections.Counter()
-    moved: collections.Counter[str] = collections.Counter()
+    moved: collections.defaultdict[str, float] = collections.defaultdict(float)
     line = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
     for match in map(line.match, hlo[hlo.index("\nENTRY") :].splitlines()):
         if match is None:
@@ -109,7 +112,8 @@ def kernels(hlo: str) -> dict[str, tuple[int, float]]:
         operands = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
         counts[kind] += 1
         moved[kind] += size(result) + sum(size(types.get(x, "")) for x in operands)
-    return {kind: (counts[kind], bytes_) for kind, bytes_ in moved.most_common()}
+    order = sorted(moved, key=lambda kind: -moved[kind])
+    return {kind: (counts[kind], moved[kind]) for kind in order}
 
 
 def main() -> None:
@@ -120,6 +124,7 @@ def main() -> None:
     args = parser.parse_args()
     program = compiled()
     memory, text = program.memory_analysis(), program.as_text()
+    assert memory is not None and text is not None
     if args.hlo:
         args.hlo.write_text(text)
     print(f"jax {jax.__version__}, {memory.temp_size_in_bytes / 1e9:.3f} GB of scratch")

@@ -41,10 +41,10 @@ def kernels(call: Callable[[], Any]) -> list[tuple[str, float, int]]:
 
 def by_kind(rows: list[tuple[str, float, int]]) -> list[tuple[str, float, int]]:
     """Kernels that differ in numbers alone, added up: name, milliseconds, how many."""
-    ms: collections.Counter[str] = collections.Counter()
+    ms: collections.defaultdict[str, float] = collections.defaultdict(float)
     counts: collections.Counter[str] = collections.Counter()
     for name, time, count in rows:
         kind = re.sub(r"[\d.]+", "#", name.split(" (")[0])
         ms[kind] += time
         counts[kind] += count
-    return [(kind, time, counts[kind]) for kind, time in ms.most_common()]
+    return [(kind, ms[kind], counts[kind]) for kind in sorted(ms, key=lambda k: -ms[k])]
