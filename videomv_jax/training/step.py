@@ -16,7 +16,13 @@ from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.feed import Batch, Feed
 from videomv_jax.training.learning_rate import cosine
-from videomv_jax.training.state import Networks, Params, TrainState, apply_gradients
+from videomv_jax.training.state import (
+    Networks,
+    Params,
+    TrainState,
+    apply_gradients,
+    in_place,
+)
 from videomv_jax.types import PRNGKey
 
 Metrics = dict[str, Array]
@@ -95,6 +101,7 @@ def make_step(
         (value, metrics), gradients = gradient(state.params, batch, key)
         norm = optax.tree.norm(gradients)
         state = apply_gradients(state, value, norm, gradients, optimizer, config)
+        state = in_place(state, task.networks, optimizer, config)
         metrics = {"loss": value, "grad_norm": norm, **metrics}
         if config.spike_factor:
             metrics["skipped"] = state.health.skipped.astype(jnp.float32)
