@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "target", default=None
@@ -51,3 +52,12 @@ def compiling_pool() -> ThreadPoolExecutor:
     One where XLA tries kernels out while it compiles: they disturb each other.
     """
     return ThreadPoolExecutor(1 if has_cuda() else None)
+
+
+def cost_of_hlo(text: str) -> dict[str, float]:
+    """Operations and bytes of a compiled program, as `Compiled.cost_analysis` has them.
+
+    JAX has no public way for the text of a program that this process cannot run.
+    """
+    module = _hlo.hlo_module_from_text(text)
+    return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)

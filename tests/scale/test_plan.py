@@ -21,6 +21,7 @@ from videomv_jax.scale import report
 from videomv_jax.scale.chips import CHIPS, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.plan import Plan
+from videomv_jax.scale.program import needed, read
 from videomv_jax.sharding import BATCH_AXES, STRATEGIES, make_mesh
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.types import InputError
@@ -135,9 +136,54 @@ def test_refusals():
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.5G of "
         "15.75G hbm. Exceeded hbm capacity by 6.75G."
     )
-    assert module._needed(error) == 22.5 * GIB
+    assert needed(error) == 22.5 * GIB
     with pytest.raises(RuntimeError, match="something else"):
-        module._needed(RuntimeError("something else"))
+        needed(RuntimeError("something else"))
+    config = TrainConfig(stage="diffusion", model="tinny")
+    with pytest.raises(InputError, match="did you mean 'tiny'"):
+        module.plan(config, "v5e:2x4", print, None)
+    with pytest.raises(InputError, match="want 'diffusion'"):
+        module.plan(TrainConfig(stage="joint"), "v5e:2x4", print, None)
+
+
+def test_the_other_process_refuses():
+    """No such slice, or no libtpu: what it says comes through."""
+    config = TrainConfig(stage="diffusion", model="tiny")
+    with pytest.raises(InputError, match="topology: 'v5e:3x5'|libtpu is not installed"):
+        module.plan(config, "v5e:3x5", print, None)
+
+
+HLO = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: f32[8,4]) -> f32[8,8] {
+  %p = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %r = f32[4,8]{0,1:T(8,128)S(1)} transpose(%p), dimensions={1,0}
+  ROOT %d = f32[8,8]{1,0:T(8,128)} dot(%p, %r), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+}
+"""
+ALLOCATIONS = """BufferAssignment:
+allocation 0: size 4096, page 0, parameter 0, shape |f32[8,4]| at ShapeIndex {}:
+ value: <1 p @0> (size=4096,offset=0): f32[8,4]{1,0:T(8,128)}
+allocation 1: size 512, page 0, constant:
+allocation 2: size 1000000, color 1, page 0, preallocated-temp:
+allocation 3: size 5000, page 0, output shape is |f32[8,8]|, maybe-live-out:
+allocation 4: size 70000, page 0, preallocated-temp:
+"""
+
+
+def test_what_the_compiler_writes_is_read(tmp_path):
+    start = "module_0000.jit_step.cl_1.after_optimizations"
+    (tmp_path / f"{start}_after_buffer_assignment.txt").write_text(HLO)
+    memory = tmp_path / f"{start}-buffer-assignment.txt"
+    memory.write_text(ALLOCATIONS)
+    found = read(tmp_path)
+    assert (found.arguments, found.temporaries, found.others) == (4096, 70000, 5512)
+    assert (found.hlo, found.flops) == (HLO, 2 * 8 * 8 * 4)
+    assert found.bytes > 4 * (8 * 4 + 8 * 8)
+    memory.write_text("something else")
+    with pytest.raises(RuntimeError, match="cannot read"):
+        read(tmp_path)
 
 
 @pytest.mark.slow
