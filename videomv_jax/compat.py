@@ -54,10 +54,11 @@ def compiling_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1 if has_cuda() else None)
 
 
-def cost_of_hlo(text: str) -> dict[str, float]:
-    """Operations and bytes of a compiled program, as `Compiled.cost_analysis` has them.
+def flops_of_hlo(text: str) -> float:
+    """Operations of a compiled program, as `Compiled.cost_analysis` counts them.
 
     JAX has no public way for the text of a program that this process cannot run.
     """
     module = _hlo.hlo_module_from_text(text)
-    return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+    client = jax.devices("cpu")[0].client
+    return _jax.hlo_module_cost_analysis(client, module)["flops"]

@@ -35,7 +35,7 @@ from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
 Say = Callable[[str], None]
-_READING = "1"
+_READING = "2"
 """Changes when a plan reads a program otherwise: plans kept before are not found."""
 
 
@@ -283,6 +283,6 @@ def _filled(empty: Plan, made: Program, within_slice: dict[str, int]) -> Plan:
         argument_bytes=float(made.arguments),
         temporary_bytes=float(made.temporaries),
         flops=made.flops,
-        bytes=made.bytes,
+        bytes=float(made.bytes),
         sent={f"{kind} {axes}": size for (kind, axes), size in sent.items()},
     )

@@ -21,6 +21,7 @@ from typing import Any
 import jax
 
 from videomv_jax import compat
+from videomv_jax.scale.hlo import memory_traffic
 from videomv_jax.types import InputError
 
 _LAST = "*jit_step*.after_optimizations_after_buffer_assignment.txt"
@@ -37,7 +38,8 @@ class Program:
         arguments, temporaries, others: bytes of HBM: what goes in, most of which comes
             out in the same place; what is made on the way; constants and what comes
             out elsewhere. Machine code is not in them.
-        flops, bytes: operations of its kernels, and what they read and write.
+        flops: operations of its kernels.
+        bytes: between HBM and chip, see `memory_traffic`.
     """
 
     hlo: str
@@ -45,7 +47,7 @@ class Program:
     temporaries: int
     others: int
     flops: float
-    bytes: float
+    bytes: int
 
 
 class OutOfMemory(Exception):
@@ -121,14 +123,13 @@ def read(folder: Path) -> Program:
             sizes[next((k for k in kinds if k in found[3]), "other")] += int(found[1])
     if not sizes["parameter"]:
         raise RuntimeError(f"plan: cannot read {memory.name}")
-    cost = compat.cost_of_hlo(text)
     return Program(
         hlo=text,
         arguments=sizes["parameter"],
         temporaries=sizes["preallocated-temp"],
         others=sizes["other"],
-        flops=cost["flops"],
-        bytes=cost["bytes accessed"],
+        flops=compat.flops_of_hlo(text),
+        bytes=memory_traffic(text),
     )
 
 
