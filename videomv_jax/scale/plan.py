@@ -1,7 +1,7 @@
 """Plans: the real train step, compiled for a topology that is not there.
 
-libtpu compiles for any TPU topology on a CPU host. Parameters are shapes; nothing of
-the model's size is ever in memory but the program.
+libtpu compiles for any TPU topology on a CPU host, as far as `program` lets it.
+Parameters are shapes; nothing of the model's size is ever in memory but the program.
 """
 
 import dataclasses
@@ -49,15 +49,15 @@ class Plan:
         batch: objects per step, over all chips.
         parameters: trained ones, of the whole model.
         fits: whether the compiler found room in the chip's memory.
-        total_bytes: memory the program needs, with the compiler's reserves where it
-            does not fit.
+        total_bytes: memory the program needs, machine code apart; with the compiler's
+            reserves where it does not fit.
         argument_bytes, temporary_bytes: of it, what goes in (state, constants,
             batch) and what is made on the way; None where it does not fit, as are the
             following.
         model_flops: matrix products and convolutions of the step as written, those
             that the backward pass repeats included, over the number of chips.
-        flops, bytes: operations and bytes of the chip's kernels, as the compiler
-            counts them.
+        flops: operations of the chip's kernels, as the compiler counts them.
+        bytes: between the chip and its HBM, see `hlo.memory_traffic`.
         sent: bytes sent, by "kind axes".
         compile_seconds: what it took on this host.
         instructions: of the step before it is compiled.
@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Least times of the step; None where it does not fit.
+        """Times of the step; None where it does not fit.
 
         What is sent between slices is not in them: its rate is the data centre's.
         """
