@@ -60,7 +60,6 @@ class Plan:
         bytes: between the chip and its HBM, see `hlo.memory_traffic`.
         sent: bytes sent, by "kind axes".
         compile_seconds: what it took on this host.
-        instructions: of the step before it is compiled.
     """
 
     topology: str
@@ -77,7 +76,6 @@ class Plan:
     bytes: float | None = None
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
-    instructions: int = 0
     slices: int = 1
 
     @property
@@ -125,7 +123,7 @@ def plan(
         nonlocal file
         if cache is not None:
             file = cache / f"{about[-1]}.json"
-        say(f"{name}: {about[0].instructions} instructions, compiling")
+        say(f"{name}: compiling")
         return file.is_file()
 
     name = f"{config.strategy}, batch {config.batch_size}"
@@ -232,7 +230,6 @@ def _lower(
         total_bytes=0.0,
         model_flops=model_flops,
         slices=slices,
-        instructions=text.count(" = "),
     )
     versions = (jax.__version__, metadata.version("libtpu"))
     parts = (_READING, topology, str(slices), *versions, text)
