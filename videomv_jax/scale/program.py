@@ -1,9 +1,9 @@
 """A TPU program as the compiler leaves it before it writes machine code.
 
-Machine code takes most of a compilation, and a plan needs none of it: what a chip
-holds, computes and sends is settled before. The compiler has no option to end there. So
-a child process compiles, with XLA's option to write down what it has, and is ended when
-the scheduled program is there.
+Machine code takes most of the compilation of a large step, and a plan needs none of it:
+what a chip holds, computes and sends is settled before. The compiler has no option to
+end there. So a child process compiles, with XLA's option to write down what it has, and
+is ended when the scheduled program is there.
 """
 
 import dataclasses
