@@ -122,6 +122,8 @@ def _moved(operation: re.Match, shapes: Mapping[str, str]) -> int:
     kind, result = operation["kind"], arrays(operation["result"])
     if kind in _NO_KERNELS or kind.endswith("-done"):
         return 0
+    if kind == "async-start" and not operation["operands"]:  # of a SparseCore
+        return 0
     if kind in ("copy-start", "async-start"):  # of a whole array, of a slice of one
         copy = kind == "copy-start"
         target, source = result[:2] if copy else (result[-2], result[0])
