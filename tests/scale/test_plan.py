@@ -237,7 +237,7 @@ def test_a_small_model_for_a_small_slice(
     print({what: f"{size / 1e6:.1f} MB" for what, size in found.sent.items()})
     assert found.fits
     # Weights, average and two moments, float32, shared out, are what goes in.
-    shares = found.mesh["fsdp"]
+    shares = found.mesh["fsdp"] * found.mesh["tensor"]
     assert found.argument_bytes > 4 * 4 * found.parameters / shares
     assert found.sent[exchange] > 0
     assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found
