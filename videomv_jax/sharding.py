@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from videomv_jax.types import InputError
 
@@ -153,13 +153,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """One copy per device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_sharding(
-    mesh: Mesh, name: str, shape: tuple[int, ...], axes: tuple[str | None, ...]
+    mesh: Mesh | AbstractMesh,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
 ) -> NamedSharding:
     """Where one parameter lives.
 

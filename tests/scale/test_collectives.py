@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from videomv_jax.scale.collectives import SLICES, Collective, collectives, totals
+from videomv_jax.scale.hlo import memory_traffic
 from videomv_jax.sharding import make_mesh
 
 MESH = {"data": 2, "fsdp": 1, "tensor": 1, "view": 4}
@@ -68,6 +69,37 @@ def test_every_kind():
 def test_unknown_groups_are_said():
     with pytest.raises(ValueError, match="cannot read"):
         collectives(TEXT.replace("[2,4]<=[8]", "[x]"), MESH)
+
+
+TRAFFIC = """HloModule jit_f
+
+%fused (a: f32[8,128], b: f32[8,128]) -> f32[8,128] {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %s = f32[8,128]{1,0:T(8,128)} add(%a, %a)
+}
+
+%body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %g = f32[8,128]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %f = f32[8,128]{1,0:T(8,128)} fusion(%g, %g), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (p: bf16[3,5,160]) -> bf16[3,5,160] {
+  %p = bf16[3,5,160]{2,0,1:T(4,128)(2,1)} parameter(0)
+  %c = (bf16[3,5,160]{2,0,1:T(4,128)(2,1)S(1)}, bf16[3,5,160]{2,0,1:T(4,128)(2,1)}, \
+u32[]{:S(2)}) copy-start(%p)
+  %l = ((f32[64,128]{1,0:T(8,128)}), f32[8,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
+async-start(%q), calls=%fused
+  %d = f32[8,128]{1,0:T(8,128)S(1)} async-done(%l)
+  %w = (s32[], f32[8,128]) while(%i), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+
+
+def test_memory_traffic():
+    """A copy into the chip, a slice into the chip, and five times a kernel."""
+    assert memory_traffic(TRAFFIC) == 2 * 5 * 4 * 256 + 4096 + 5 * 3 * 4096
 
 
 def test_a_real_program():

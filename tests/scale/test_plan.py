@@ -21,6 +21,7 @@ from videomv_jax.scale import report
 from videomv_jax.scale.chips import CHIPS, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.plan import Plan
+from videomv_jax.scale.program import needed, read
 from videomv_jax.sharding import BATCH_AXES, STRATEGIES, make_mesh
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.types import InputError
@@ -135,9 +136,60 @@ def test_refusals():
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 22.5G of "
         "15.75G hbm. Exceeded hbm capacity by 6.75G."
     )
-    assert module._needed(error) == 22.5 * GIB
+    assert needed(error) == 22.5 * GIB
     with pytest.raises(RuntimeError, match="something else"):
-        module._needed(RuntimeError("something else"))
+        needed(RuntimeError("something else"))
+    config = TrainConfig(stage="diffusion", model="tinny")
+    with pytest.raises(InputError, match="did you mean 'tiny'"):
+        module.plan(config, "v5e:2x4", print, None)
+    with pytest.raises(InputError, match="want 'diffusion'"):
+        module.plan(TrainConfig(stage="joint"), "v5e:2x4", print, None)
+
+
+def test_the_other_process_refuses():
+    """No such slice, or no libtpu: what it says comes through."""
+    config = TrainConfig(stage="diffusion", model="tiny")
+    with pytest.raises(InputError, match="topology: 'v5e:3x5'|libtpu is not installed"):
+        module.plan(config, "v5e:3x5", print, None)
+
+
+HLO = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (p: f32[8,4]) -> f32[8,8] {
+  %p = f32[8,4]{1,0:T(8,128)} parameter(0)
+  %r = f32[4,8]{0,1:T(8,128)S(1)} transpose(%p), dimensions={1,0}
+  %s = ((), (), (s32[8]{0:T(128)}, s32[1]{0:S(2)})) async-start(), \
+async_execution_thread="sparsecore", calls=%beside
+  %u = ((f32[8,4]{1,0:T(8,128)}), f32[8,4]{1,0:T(8,128)}, (s32[8]{0:T(128)})) \
+async-update(%s, %p, %r), output_to_operand_aliasing={{2,0}: (0, {2,0})}
+  %e = f32[8,4]{1,0:T(8,128)} async-done(%u)
+  ROOT %d = f32[8,8]{1,0:T(8,128)} dot(%p, %r), lhs_contracting_dims={1}, \
+rhs_contracting_dims={0}
+}
+"""
+ALLOCATIONS = """BufferAssignment:
+allocation 0: size 4096, page 0, parameter 0, shape |f32[8,4]| at ShapeIndex {}:
+ value: <1 p @0> (size=4096,offset=0): f32[8,4]{1,0:T(8,128)}
+allocation 1: size 512, page 0, constant:
+allocation 2: size 1000000, color 1, page 0, preallocated-temp:
+allocation 3: size 5000, page 0, output shape is |f32[8,8]|, maybe-live-out:
+allocation 4: size 70000, page 0, preallocated-temp:
+"""
+
+
+def test_what_the_compiler_writes_is_read(tmp_path):
+    start = "module_0000.jit_step.cl_1.after_optimizations"
+    (tmp_path / f"{start}_after_buffer_assignment.txt").write_text(HLO)
+    memory = tmp_path / f"{start}-buffer-assignment.txt"
+    memory.write_text(ALLOCATIONS)
+    found = read(tmp_path)
+    assert (found.arguments, found.temporaries, found.others) == (4096, 70000, 5512)
+    assert (found.hlo, found.flops) == (HLO, 2 * 8 * 8 * 4)
+    # Each array takes a tile; %r lies in the chip.
+    assert found.bytes == 3 * 4096
+    memory.write_text("something else")
+    with pytest.raises(RuntimeError, match="cannot read"):
+        read(tmp_path)
 
 
 @pytest.mark.slow
@@ -145,8 +197,12 @@ def test_refusals():
 @pytest.mark.parametrize(
     "strategy, remat, exchange",
     [
+        ("dp", "none", "all-reduce data"),
         ("fsdp", "none", "all-gather fsdp"),
         ("fsdp", "offload", "all-gather fsdp"),
+        ("tp", "none", "all-reduce tensor"),
+        ("fsdp_tp", "none", "all-gather fsdp"),
+        ("view", "none", "all-to-all view"),
         ("fsdp_view", "none", "all-to-all view"),
     ],
 )
@@ -181,7 +237,7 @@ def test_a_small_model_for_a_small_slice(
     print({what: f"{size / 1e6:.1f} MB" for what, size in found.sent.items()})
     assert found.fits
     # Weights, average and two moments, float32, shared out, are what goes in.
-    shares = found.mesh["fsdp"]
+    shares = found.mesh["fsdp"] * found.mesh["tensor"]
     assert found.argument_bytes > 4 * 4 * found.parameters / shares
     assert found.sent[exchange] > 0
     assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found

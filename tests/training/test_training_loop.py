@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from rich.console import Console
-from small_run import CONFIG, QUIET, Reverse, losses, run
+from small_run import CONFIG, QUIET, Net, Reverse, losses, run
 
+from videomv_jax.models.layers import LayerNorm
 from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.metrics import MetricWriter
 from videomv_jax.training.state import (
+    Networks,
     abstract_state,
     apply_gradients,
     create_state,
     make_mesh,
 )
-from videomv_jax.training.step import make_optimizer
+from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
 
@@ -95,6 +97,32 @@ def test_moments_and_averages_lie_where_parameters_lie():
     for like, x in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
         assert (like.shape, like.dtype) == (x.shape, x.dtype)
         assert like.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+def test_a_step_takes_its_own_result():
+    """A norm's scale in front of a split layer stays whole, as it was born."""
+
+    class Normed(Net):
+        def __init__(self, rngs):
+            super().__init__(rngs)
+            self.norm = LayerNorm(4, dtype=jnp.float32)
+
+        def __call__(self, x):
+            return super().__call__(self.norm(x))
+
+    task = Reverse()
+    task.networks = Networks(lambda rngs: {"net": Normed(rngs)})
+    config = dataclasses.replace(CONFIG, strategy="fsdp", fsdp=4)
+    mesh, optimizer = make_mesh(config), make_optimizer(config)
+    state = create_state(task.networks, optimizer, config, mesh)
+    batch, key = jnp.zeros(16, jnp.int32), jax.random.key(0)
+    with jax.set_mesh(mesh):
+        lowered = make_step(task, optimizer, config).lower(
+            state, task.constants, batch, key
+        )
+    made, _ = lowered.compile().output_shardings
+    for x, place in zip(jax.tree.leaves(state), jax.tree.leaves(made), strict=True):
+        assert place.is_equivalent_to(x.sharding, x.ndim)
 
 
 def test_parts_of_a_batch_add_up(tmp_path):

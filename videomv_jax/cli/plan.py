@@ -36,8 +36,9 @@ def plan(
 ) -> None:
     """Compile the train step for a TPU topology and say what a chip does in it.
 
-    Needs no TPU: libtpu (the extra 'tpu') compiles on this host's CPU. A step of the
-    released size takes minutes to compile; results are kept and found again.
+    Needs no TPU: libtpu (the extra 'tpu') compiles on this host's CPU, up to where it
+    would write machine code. A step of the released size takes minutes and 10 GB;
+    results are kept and found again.
     """
     # This host computes nothing; libtpu must not look for chips or a cloud's server.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"

@@ -1,4 +1,4 @@
-"""What a chip can do, and how long a step must take on it at least."""
+"""What a chip can do, and how long a step keeps it busy."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -45,11 +45,11 @@ def chip_of(topology: str) -> Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Seconds that a step takes at least, by each resource.
+    """Seconds that a step keeps each resource busy.
 
     Attributes:
         compute: operations over peak rate.
-        memory: bytes that kernels read and write over HBM's rate.
+        memory: bytes between HBM and chip over HBM's rate.
         network: bytes a chip sends over the rate of all its links.
     """
 
@@ -69,12 +69,12 @@ class Bounds:
 
 
 def bounds(chip: Chip, flops: float, memory: float, sent: float) -> Bounds:
-    """Least times for what one chip does in a step.
+    """Times of what one chip does in a step.
 
     Args:
         chip: the chip.
         flops: operations it executes.
-        memory: bytes its kernels read and write.
+        memory: bytes between its HBM and itself.
         sent: bytes it sends to others.
     """
     return Bounds(flops / chip.flops, memory / chip.memory_rate, sent / chip.link_rate)

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from videomv_jax.scale import hlo
+
 KINDS = (
     "all-gather",
     "all-reduce",
@@ -15,8 +17,6 @@ KINDS = (
     "all-to-all",
     "collective-permute",
 )
-_BITS = {"pred": 8, "c64": 64, "c128": 128}
-_SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _OPERATION = re.compile(
     rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)}|ragged-all-to-all)(-start)?\("
 )
@@ -28,14 +28,10 @@ _PURPOSE = re.compile(r'_xla_host_transfer_rendezvous="([a-z\-]+)')
 SLICES = "slices"
 """The axes of what goes between slices, over the data-centre network."""
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) .*\{\s*$")
-_CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _MESH = re.compile(
     r"mesh\[(.+?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{(.*)\}"
 )
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +55,11 @@ class Collective:
     sent_bytes: float
 
 
-def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
+def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """All exchanges of a program.
 
     Args:
-        hlo: `compiled.as_text()`.
+        text: `compiled.as_text()`.
         mesh: sizes of the axes of the mesh it was compiled for, in their order; of
             the part within a slice, where there are several.
 
@@ -72,9 +68,9 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
     """
     found: list[Collective] = []
     by_channel: dict[str, int] = {}
-    computations, entry = _computations(hlo)
-    for name, count in _executions(computations, entry).items():
-        for line in computations[name]:
+    programs, entry = hlo.computations(text)
+    for name, count in hlo.executions(programs, entry).items():
+        for line in programs[name]:
             if match := _OPERATION.match(line):
                 one = _read(line, match, name, count, mesh)
                 channel = _CHANNEL.search(line)
@@ -88,7 +84,7 @@ def collectives(hlo: str, mesh: Mapping[str, int]) -> list[Collective]:
                 at = by_channel[channel[1]]
                 found[at] = max(found[at], one, key=lambda x: x.count)
             elif match := _SEND.match(line):
-                size = _bytes(*_SHAPE.findall(match[1])[0])
+                size = hlo.arrays(match[1])[0].size
                 purpose = _PURPOSE.search(line)
                 kind = purpose[1] if purpose else "send"
                 found.append(Collective(kind, SLICES, count, size, size))
@@ -103,43 +99,11 @@ def totals(found: list[Collective]) -> dict[tuple[str, str], float]:
     return dict(sums.most_common())
 
 
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    computations: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
-        if not line.startswith((" ", "}")) and (match := _COMPUTATION.match(line)):
-            name = match[2]
-            computations[name] = []
-            entry = name if match[1] else entry
-        elif name:
-            computations[name].append(line)
-    return computations, entry
-
-
-def _executions(computations: Mapping[str, list[str]], entry: str) -> Counter[str]:
-    """How often each computation runs; a loop of unknown length counts once."""
-    counts: Counter[str] = Counter()
-
-    def visit(name: str, times: int) -> None:
-        counts[name] += times
-        for line in computations[name]:
-            called = _CALLS.findall(line)
-            for branches in _BRANCHES.findall(line):
-                called += [one.strip().lstrip("%") for one in branches.split(",")]
-            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
-            for one in called:
-                if one in computations:
-                    visit(one, times * trips)
-
-    visit(entry, 1)
-    return counts
-
-
 def _read(
     line: str, match: re.Match, computation: str, count: int, mesh: Mapping[str, int]
 ) -> Collective:
     shapes, kind, start = match.groups()
-    sizes = [_bytes(*shape) for shape in _SHAPE.findall(shapes)]
+    sizes = [one.size for one in hlo.arrays(shapes)]
     if start and kind in ("all-gather", "collective-permute"):
         sizes = [max(sizes)]  # the others are its operand and flags
     size = sum(sizes)
@@ -157,13 +121,6 @@ def _read(
     elif kind == "all-reduce":
         sent *= 2
     return Collective(kind, _axes(groups, mesh), count, size, sent)
-
-
-def _bytes(kind: str, dims: str) -> int:
-    if kind in ("token", "opaque"):
-        return 0
-    bits = _BITS.get(kind) or int(re.findall(r"\d+", kind)[0])
-    return math.prod(int(d) for d in dims.split(",") if d) * bits // 8
 
 
 def _attribute(line: str, name: str) -> str:

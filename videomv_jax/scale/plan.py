@@ -1,7 +1,7 @@
 """Plans: the real train step, compiled for a topology that is not there.
 
-libtpu compiles for any TPU topology on a CPU host. Parameters are shapes; nothing of
-the model's size is ever in memory but the program.
+libtpu compiles for any TPU topology on a CPU host, as far as `program` lets it.
+Parameters are shapes; nothing of the model's size is ever in memory but the program.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -23,9 +22,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from videomv_jax import compat, sharding
+from videomv_jax.model_folder import ModelConfig
 from videomv_jax.presets import PRESETS
 from videomv_jax.scale.chips import Bounds, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
+from videomv_jax.scale.program import OutOfMemory, Program, program
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.diffusion import DiffusionTask
 from videomv_jax.training.flops import count as count_flops
@@ -34,6 +35,8 @@ from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
 Say = Callable[[str], None]
+_READING = "2"
+"""Changes when a plan reads a program otherwise: plans kept before are not found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +49,15 @@ class Plan:
         batch: objects per step, over all chips.
         parameters: trained ones, of the whole model.
         fits: whether the compiler found room in the chip's memory.
-        total_bytes: memory the program needs, with the compiler's reserves where it
-            does not fit.
+        total_bytes: memory the program needs, machine code apart; with the compiler's
+            reserves where it does not fit.
         argument_bytes, temporary_bytes: of it, what goes in (state, constants,
             batch) and what is made on the way; None where it does not fit, as are the
             following.
         model_flops: matrix products and convolutions of the step as written, those
             that the backward pass repeats included, over the number of chips.
-        flops, bytes: operations and bytes of the chip's kernels, as the compiler
-            counts them.
+        flops: operations of the chip's kernels, as the compiler counts them.
+        bytes: between the chip and its HBM, see `hlo.memory_traffic`.
         sent: bytes sent, by "kind axes".
         compile_seconds: what it took on this host.
     """
@@ -82,7 +85,7 @@ class Plan:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Least times of the step; None where it does not fit.
+        """Times of the step; None where it does not fit.
 
         What is sent between slices is not in them: its rate is the data centre's.
         """
@@ -110,42 +113,34 @@ def plan(
             that the mesh does not divide.
     """
     chip_of(topology)
-    mesh = make_mesh(config, _devices(topology, slices))
+    if config.stage != "diffusion":
+        raise InputError(f"plan: stage is {config.stage!r}; want 'diffusion'")
+    if config.model not in PRESETS:
+        raise InputError.unknown("model", config.model, PRESETS)
+    file = Path()
+
+    def known(about: tuple[Plan, dict[str, int], str]) -> bool:
+        nonlocal file
+        if cache is not None:
+            file = cache / f"{about[-1]}.json"
+        say(f"{name}: compiling")
+        return file.is_file()
+
     name = f"{config.strategy}, batch {config.batch_size}"
     say(f"{name}: tracing")
-    with compat.compiling_for("tpu"):
-        traced, parameters = _trace(config, mesh)
-        model_flops = count_flops(traced.jaxpr) / mesh.devices.size
-        say(f"{name}: lowering")
-        lowered = traced.lower()
-    empty = Plan(
-        topology=topology,
-        strategy=config.strategy,
-        mesh=dict(mesh.shape),
-        batch=config.batch_size,
-        parameters=parameters,
-        fits=False,
-        total_bytes=0.0,
-        model_flops=model_flops,
-        slices=slices,
-    )
-    file = (
-        None if cache is None else cache / f"{_digest(lowered, topology, slices)}.json"
-    )
-    if file is not None and file.exists():
+    clock = time.perf_counter()
+    arguments = (config, PRESETS[config.model], topology, slices)
+    (found, within_slice, _), made = program(_lower, arguments, known)
+    if made is None:
         say(f"{name}: found in {file.parent}")
         return Plan(**json.loads(file.read_text()))
-    say(f"{name}: compiling")
-    clock = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        found = dataclasses.replace(empty, total_bytes=_needed(error))
+    if isinstance(made, OutOfMemory):
+        found = dataclasses.replace(found, total_bytes=made.needed)
     else:
-        found = _read(empty, compiled, mesh)
+        found = _filled(found, made, within_slice)
     seconds = time.perf_counter() - clock
     found = dataclasses.replace(found, compile_seconds=seconds)
-    if file is not None:
+    if cache is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         fresh = file.with_suffix(f".{os.getpid()}")
         fresh.write_text(json.dumps(dataclasses.asdict(found), indent=1))
@@ -212,12 +207,38 @@ def _devices(topology: str, slices: int) -> list:
         raise InputError(f"topology: {topology!r}: {error}") from error
 
 
-def _trace(config: TrainConfig, mesh) -> tuple[Any, int]:
-    if config.stage != "diffusion":
-        raise InputError(f"plan: stage is {config.stage!r}; want 'diffusion'")
-    if config.model not in PRESETS:
-        raise InputError.unknown("model", config.model, PRESETS)
-    task = DiffusionTask(config, PRESETS[config.model])
+def _lower(
+    config: TrainConfig, model: ModelConfig, topology: str, slices: int
+) -> tuple[jax.stages.Lowered, tuple[Plan, dict[str, int], str]]:
+    """The step, and a plan with what is known before it is compiled.
+
+    Beside it the sizes of the mesh within a slice, and a name for the program.
+    """
+    mesh = make_mesh(config, _devices(topology, slices))
+    with compat.compiling_for("tpu"):
+        traced, parameters = _trace(config, model, mesh)
+        model_flops = count_flops(traced.jaxpr) / mesh.devices.size
+        lowered = traced.lower()
+    text = lowered.as_text()
+    empty = Plan(
+        topology=topology,
+        strategy=config.strategy,
+        mesh=dict(mesh.shape),
+        batch=config.batch_size,
+        parameters=parameters,
+        fits=False,
+        total_bytes=0.0,
+        model_flops=model_flops,
+        slices=slices,
+    )
+    versions = (jax.__version__, metadata.version("libtpu"))
+    parts = (_READING, topology, str(slices), *versions, text)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return lowered, (empty, _within_slice(mesh), digest)
+
+
+def _trace(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> tuple[Any, int]:
+    task = DiffusionTask(config, model)
     optimizer = make_optimizer(config)
     state = abstract_state(task.networks, optimizer, config, mesh)
     whole, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -249,38 +270,16 @@ def _within_slice(mesh: Mesh) -> dict[str, int]:
     return inside
 
 
-def _digest(lowered, topology: str, slices: int) -> str:
-    parts = [
-        topology,
-        str(slices),
-        jax.__version__,
-        metadata.version("libtpu"),
-        lowered.as_text(),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
-def _needed(error: Exception) -> float:
-    """Bytes the program wanted, from the compiler's refusal."""
-    text = str(error)
-    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text)
-    if used is None:
-        raise error
-    return float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))
-
-
-def _read(empty: Plan, compiled, mesh) -> Plan:
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    kept += memory.generated_code_size_in_bytes - memory.alias_size_in_bytes
-    sent = totals(collectives(compiled.as_text(), _within_slice(mesh)))
+def _filled(empty: Plan, made: Program, within_slice: dict[str, int]) -> Plan:
+    total = made.arguments + made.temporaries + made.others
+    sent = totals(collectives(made.hlo, within_slice))
     return dataclasses.replace(
         empty,
         fits=True,
-        total_bytes=float(kept + memory.temp_size_in_bytes),
-        argument_bytes=float(memory.argument_size_in_bytes),
-        temporary_bytes=float(memory.temp_size_in_bytes),
-        flops=float(cost["flops"]),
-        bytes=float(cost["bytes accessed"]),
+        total_bytes=float(total),
+        argument_bytes=float(made.arguments),
+        temporary_bytes=float(made.temporaries),
+        flops=made.flops,
+        bytes=float(made.bytes),
         sent={f"{kind} {axes}": size for (kind, axes), size in sent.items()},
     )

@@ -53,9 +53,10 @@ def table(plans: Sequence[Plan]) -> Table:
     name = first.topology if first.slices == 1 else f"{first.slices} x {first.topology}"
     made = Table(
         title=f"{name}, {first.parameters / 1e6:.1f} M parameters, per chip",
-        caption="least times: compute = executed operations over the bf16 peak, memory "
-        "= bytes of all kernels over HBM's rate, network = bytes sent over the rate of "
-        "all links; overlapped = the largest, in a row = network after the rest",
+        caption="times: compute = executed operations over the bf16 peak, memory = "
+        "bytes between HBM and chip over HBM's rate, network = bytes sent over the "
+        "rate of all links; overlapped = the largest, in a row = network after the "
+        "rest",
     )
     made.add_column("")
     for one in rows:
@@ -83,7 +84,7 @@ _COLORS |= {"compute": "#54a24b", "memory": "#eeca3b", "network": "#b279a2"}
 
 
 def write_plot(path: Path, plans: Sequence[Plan]) -> None:
-    """Two rows of bars as SVG: memory against the chip's, and the least times."""
+    """Two rows of bars as SVG: memory against the chip's, and the times."""
     memory = chip_of(plans[0].topology).memory / _GIB
     bars, times = [], []
     for plan in plans:
@@ -100,7 +101,7 @@ def write_plot(path: Path, plans: Sequence[Plan]) -> None:
         times.append([(part, 1e3 * getattr(least, part)) for part in parts])
     names = [plan.strategy for plan in plans]
     left = _bars("HBM, GiB; the line is the chip's", names, bars, memory, stacked=True)
-    right = _bars("least time of a step, ms", names, times, None, stacked=False)
+    right = _bars("time of a step, ms", names, times, None, stacked=False)
     height = (len(plans) * 2 + 3) * _BAR
     width = 2 * (_WIDTH + _LEFT + 70)
     path.write_text(

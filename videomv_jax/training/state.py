@@ -6,6 +6,7 @@ itself is plain arrays: sharded, donated, saved and averaged without special cas
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -85,7 +86,9 @@ class Networks:
         values = nnx.state(nnx.Dict(dict(networks)))
         return structure, {name: v.get_value() for name, (_, v) in _named(values)}
 
-    def shardings(self, mesh: Mesh) -> dict[str, jax.sharding.NamedSharding]:
+    def shardings(
+        self, mesh: Mesh | AbstractMesh
+    ) -> dict[str, jax.sharding.NamedSharding]:
         """Placement of every parameter by the table in `videomv_jax.sharding`."""
         return {
             name: sharding.param_sharding(mesh, name, v.shape, v.get_metadata()["axes"])
@@ -203,7 +206,7 @@ def _placements(
     networks: Networks,
     optimizer: optax.GradientTransformation,
     config: TrainConfig,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
 ) -> TrainState:
     """The sharding of every leaf: moments and averages lie where parameters lie."""
     places = networks.shardings(mesh)
@@ -220,6 +223,25 @@ def _placements(
     )
     health = jax.tree.map(lambda _: whole, state.health)
     return TrainState(whole, trained, frozen, trained, moments, health)
+
+
+def in_place(
+    state: TrainState,
+    networks: Networks,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+) -> TrainState:
+    """The state that a step made, where `create_state` put the one before.
+
+    Left alone, the compiler splits a norm's scale as the layer behind it is split, and
+    the step does not take its own result. Under `jax.jit`; without a mesh in the
+    context, the state as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if math.prod(mesh.shape.values()) == 1:
+        return state
+    places = _placements(state, networks, optimizer, config, mesh)
+    return jax.lax.with_sharding_constraint(state, places)
 
 
 _MEAN_OF = 100  # updates: how far the mean loss looks back, and how long it forms

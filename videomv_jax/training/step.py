@@ -16,7 +16,13 @@ from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.feed import Batch, Feed
 from videomv_jax.training.learning_rate import cosine
-from videomv_jax.training.state import Networks, Params, TrainState, apply_gradients
+from videomv_jax.training.state import (
+    Networks,
+    Params,
+    TrainState,
+    apply_gradients,
+    in_place,
+)
 from videomv_jax.types import PRNGKey
 
 Metrics = dict[str, Array]
@@ -100,6 +106,7 @@ def make_step(
         updates = state.step - state.health.skipped
         own = {"grad_norm": norm, "learning_rate": _rate(config)(updates)}
         state = apply_gradients(state, value, norm, gradients, optimizer, config)
+        state = in_place(state, task.networks, optimizer, config)
         metrics = {"loss": value, **own, **metrics}
         if config.spike_factor:
             metrics["skipped"] = state.health.skipped.astype(jnp.float32)

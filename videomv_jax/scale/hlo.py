@@ -1,0 +1,133 @@
+"""The text of a compiled program: computations, loops, arrays, memory traffic."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) .*\{\s*$")
+_CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_BITS = {"pred": 8, "c64": 64, "c128": 128}
+_OPERATION = re.compile(
+    r"^\s*(?:ROOT )?%?(?P<name>\S+) = (?P<result>.+?) (?P<kind>[a-z\-]+)"
+    r"\((?P<operands>.*?)\)(?:,|$)"
+)
+# Move nothing, or tell what others do: the end of a transfer, a loop, a call.
+_NO_KERNELS = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_NO_KERNELS |= {"after-all", "while", "conditional", "call", "async-update"}
+
+
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of every computation by its name, and the name of the entry."""
+    found: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if not line.startswith((" ", "}")) and (match := _COMPUTATION.match(line)):
+            name = match[2]
+            found[name] = []
+            entry = name if match[1] else entry
+        elif name:
+            found[name].append(line)
+    return found, entry
+
+
+def executions(programs: Mapping[str, list[str]], entry: str) -> Counter[str]:
+    """How often each computation runs; a loop of unknown length counts once."""
+    counts: Counter[str] = Counter()
+
+    def visit(name: str, times: int) -> None:
+        counts[name] += times
+        for line in programs[name]:
+            called = _CALLS.findall(line)
+            for branches in _BRANCHES.findall(line):
+                called += [one.strip().lstrip("%") for one in branches.split(",")]
+            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+            for one in called:
+                if one in programs:
+                    visit(one, times * trips)
+
+    visit(entry, 1)
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class HloArray:
+    """An array in a program's text.
+
+    Attributes:
+        size: bytes of its elements.
+        laid_out: bytes it takes, as tiles: the last two axes are padded.
+        in_hbm: whether it lies in the main memory, not in the chip.
+    """
+
+    size: int
+    laid_out: int
+    in_hbm: bool
+
+
+def arrays(text: str) -> list[HloArray]:
+    """The arrays that a shape, or several, names."""
+    return [_array(*one) for one in _ARRAY.findall(text)]
+
+
+def _array(kind: str, dims: str, layout: str) -> HloArray:
+    if kind in ("token", "opaque"):
+        return HloArray(0, 0, False)
+    bits = _BITS.get(kind) or int(re.findall(r"\d+", kind)[0])
+    shape = list(_numbers(dims))
+    order, _, rest = layout.partition(":")
+    physical = [shape[i] for i in reversed(list(_numbers(order)))] or shape
+    tile = re.search(r"T\(([\d,]+)\)", rest)
+    for i, side in enumerate(reversed(list(_numbers(tile[1])) if tile else [])):
+        if i < len(physical):
+            at = len(physical) - 1 - i
+            physical[at] = -(-physical[at] // side) * side
+    whole, padded = math.prod(shape) * bits // 8, math.prod(physical) * bits // 8
+    return HloArray(whole, padded, re.search(r"S\([1-9]", rest) is None)
+
+
+def _numbers(text: str) -> Iterator[int]:
+    return (int(one) for one in text.split(",") if one)
+
+
+def memory_traffic(text: str) -> int:
+    """Bytes between the main memory and the chip in a run of a scheduled program.
+
+    A kernel's operands and results in the main memory count whole, as they are laid
+    out, and so does what is fetched ahead into the chip. A kernel that reads a part of
+    an operand, or writes into a part of its result, moves less than is counted.
+    """
+    programs, entry = computations(text)
+    shapes, inside = {}, set()
+    for lines in programs.values():
+        for line in lines:
+            if (match := _OPERATION.match(line)) is None:
+                continue
+            shapes[match["name"]] = match["result"]
+            if match["kind"] not in ("while", "conditional", "call"):
+                inside.update(_CALLS.findall(line))  # of a kernel
+    total = 0
+    for name, count in executions(programs, entry).items():
+        if name not in inside:
+            found = (_OPERATION.match(line) for line in programs[name])
+            total += count * sum(_moved(one, shapes) for one in found if one)
+    return total
+
+
+def _moved(operation: re.Match, shapes: Mapping[str, str]) -> int:
+    kind, result = operation["kind"], arrays(operation["result"])
+    if kind in _NO_KERNELS or kind.endswith("-done"):
+        return 0
+    if kind == "async-start" and not operation["operands"]:  # of a SparseCore
+        return 0
+    if kind in ("copy-start", "async-start"):  # of a whole array, of a slice of one
+        copy = kind == "copy-start"
+        target, source = result[:2] if copy else (result[-2], result[0])
+        return target.laid_out * (target.in_hbm + source.in_hbm)
+    operands = re.findall(r"%([\w.\-]+)", operation["operands"])
+    everything = result + [a for name in operands for a in arrays(shapes.get(name, ""))]
+    return sum(a.laid_out for a in everything if a.in_hbm)
