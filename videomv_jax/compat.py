@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
-from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar(
     "target", default=None
@@ -60,6 +59,8 @@ def flops_of_hlo(text: str) -> float:
 
     JAX has no public way for the text of a program that this process cannot run.
     """
+    from jaxlib import _hlo, _jax  # pyright: ignore[reportAttributeAccessIssue]
+
     module = _hlo.hlo_module_from_text(_without_sparse_core(text))
     client = jax.devices("cpu")[0].client
     return _jax.hlo_module_cost_analysis(client, module)["flops"]
