@@ -31,6 +31,8 @@ def fit(
     count: int = 4096,
     iterations: int = 400,
     views_a_step: int = 4,
+    alpha: Float[Array, "b f h w"] | None = None,
+    thinning: float = 0.0,
 ) -> Gaussians:
     """Gaussians whose renders match images, by Adam on the squared error.
 
@@ -42,6 +44,10 @@ def fit(
         count: Gaussians per object.
         iterations: Adam steps; the rates fall to a tenth along a cosine.
         views_a_step: views compared at each.
+        alpha: coverage of the images, compared like a fourth colour; None: it is not.
+            Without it, what has the background's grey may stand anywhere before it.
+        thinning: cost of a Gaussian's opacity, in squared error. Above 0, what no view
+            asks for goes, also where none of them looks.
 
     Returns:
         Gaussians `[b, count]` in the cameras' frame.
@@ -54,7 +60,10 @@ def fit(
 
     def loss(raw, views):
         renders = render(_activate(raw), cameras[views], background=background)
-        return jnp.square(renders.rgb - images[:, views]).sum()
+        error = jnp.square(renders.rgb - images[:, views]).sum()
+        if alpha is not None:
+            error += jnp.square(renders.alpha - alpha[:, views]).sum()
+        return error + thinning * jax.nn.sigmoid(raw["opacities"]).sum()
 
     def body(i, carry):
         raw, state = carry
