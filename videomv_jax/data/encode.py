@@ -136,7 +136,7 @@ def encode(
         todo = [k for k in mine if not shards.complete(folder, manifest, k)]
         done = total - sum(len(places[k]) for k in todo)
         progress(done, total)
-        compute = _compiled(encoders)
+        compute = compiled(encoders)
         order = [place for k in todo for place in places[k]]
         samples = _samples(source, order, manifest, threads)
         for shard in todo:
@@ -178,7 +178,7 @@ def _samples(
     )
 
 
-def _compiled(encoders: Encoders) -> Callable[[Sample], dict[str, np.ndarray]]:
+def compiled(encoders: Encoders) -> Callable[[Sample], dict[str, np.ndarray]]:
     """A sample's latents and text states, views over all devices of this process."""
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("images",))
