@@ -2,14 +2,19 @@
 
 videomv data write --out orbits --count 8 --size 512
 python benchmarks/data_pipeline.py orbits [--repeat 4]
+python benchmarks/data_pipeline.py orbits --encode t2v [--threads 16]
 
 SOURCE has 24 views of an object, RGBA, in any layout. Clips are read as a run reads
 them: from its files, resized to 256 pixels; and from shards of the same objects, whose
 latents and text states are random here, of the released model's shapes, as reading does
 not depend on their values. Seconds are those of the reading thread on its core.
+
+`--encode` measures `videomv data encode` instead: objects a second from files to
+shards, and of the encoders alone, with random weights of a preset's sizes.
 """
 
 import argparse
+import dataclasses
 import os
 import platform
 import tempfile
@@ -19,10 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from videomv_jax.data import shards
+from videomv_jax.data import encode, shards
 from videomv_jax.data.samples import SampleSource, fit, over
 from videomv_jax.data.shards import Manifest, ShardSource, ShardWriter
 from videomv_jax.data.sources import SourceSpec, open_source
+from videomv_jax.data.tokenizer import train_tokenizer
+from videomv_jax.presets import PRESETS
 
 VIEWS, SIZE, LATENT, TEXT = 24, 256, (24, 32, 32, 4), (77, 1024)
 OBJECTS = 280_000
@@ -56,6 +63,54 @@ def write_shards(source: SampleSource, folder: Path) -> None:
     writer.close()
 
 
+def encoding(source: SampleSource, preset: str, threads: int, repeat: int) -> None:
+    """Print objects a second of conversion; compilation is not counted."""
+    import jax
+    from inference import network
+
+    config = PRESETS[preset]
+    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    vae, text = (
+        network(part, dataclasses.replace(getattr(config, part), dtype=dtype))
+        for part in ("vae", "text_encoder")
+    )
+    encoders = encode.Encoders(
+        vae,  # type: ignore[arg-type]
+        text,  # type: ignore[arg-type]
+        train_tokenizer([source[0].caption, config.sampling.prompt_suffix]),
+        config.cameras.size,
+        config.cameras.background,
+        config.sampling.prompt_suffix,
+    )
+    run = encode.compiled(encoders)
+    sample = fit(source[0], encoders.size)
+    run(sample)
+    began = time.perf_counter()
+    for _ in range(8 * repeat):
+        run(sample)
+    print(
+        f"{8 * repeat / (time.perf_counter() - began):8.2f} objects/s, encoders alone"
+    )
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number in range(repeat):
+            told: list[float] = []
+            encode.encode(
+                source,
+                f"{temporary}/{number}",
+                encoders,
+                where="benchmark",
+                views=VIEWS,
+                threads=threads,
+                progress=lambda *_, told=told: told.append(time.perf_counter()),
+            )
+            # The second is when the first object is done: reading has begun by then.
+            times += np.diff(told[1:]).tolist()
+    print(f"{1 / np.mean(times):8.2f} objects/s, files to shards, {threads} threads")
+    device = jax.devices()[0].device_kind
+    print({"model": preset, "type": dtype, "device": device, "jax": jax.__version__})
+
+
 def seconds(read: Callable[[int], object], count: int, repeat: int) -> float:
     """Of the core, for one clip."""
     read(0)
@@ -74,8 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("source")
     parser.add_argument("--repeat", type=int, default=4)
+    parser.add_argument("--encode", metavar="PRESET", help="whose sizes: t2v, tiny")
+    parser.add_argument("--threads", type=int, default=4, help="that read, of encode")
     options = parser.parse_args()
     source = open_source(SourceSpec(options.source), VIEWS)
+    if options.encode:
+        encoding(source, options.encode, options.threads, options.repeat)
+        return
     count = len(source)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "shards"

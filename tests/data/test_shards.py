@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from videomv_jax.data import encode as encoding
 from videomv_jax.data import shards
 from videomv_jax.data.samples import fit, over
 from videomv_jax.data.shards import ShardSource
-from videomv_jax.data.sources import SourceSpec, open_source, recognise
+from videomv_jax.data.sources import SourceSpec, open_source, read_specs, recognise
 from videomv_jax.data.tokenizer import encode as tokenize
 from videomv_jax.data.tokenizer import load_tokenizer
 from videomv_jax.model_folder import load_model
@@ -130,6 +132,41 @@ def test_parts_make_the_whole(encoded, plain, encoders, tmp_path):
         run(plain, tmp_path / "out", encoders, part=(2, 2))
 
 
+def test_a_bucket_gets_the_same_files(encoded, plain, encoders, monkeypatch):
+    address = "memory://bucket/shards"
+    files = fsspec.filesystem("memory")
+    put = files.put_file
+
+    def arrived():
+        found = files.ls("/bucket/shards", detail=False)
+        return {path.rsplit("/", 1)[-1]: files.cat_file(path) for path in found}
+
+    def broken(local, remote, **options):
+        if remote.endswith("00001-of-00002.views.array_record"):
+            raise ConnectionError("the line is dead")
+        put(local, remote, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(files), "put_file", staticmethod(broken))
+        with pytest.raises(InputError, match="cannot write.*the line is dead"):
+            run(plain, address, encoders)
+    # Records of the second shard without its .json: it is not there yet.
+    assert set(sums(encoded)) - set(arrived()) == {
+        "00001-of-00002.views.array_record",
+        "00001-of-00002.json",
+    }
+    told = []
+    run(plain, address, encoders, progress=lambda *of: told.append(of))
+    assert told == [(2, 3), (3, 3)]
+    assert arrived() == sums(encoded)
+    with pytest.raises(InputError, match="per_shard is 2, now it is 3"):
+        run(plain, address, encoders, per_shard=3)
+    with pytest.raises(InputError, match="mount it"):
+        read_specs(address)
+    with pytest.raises(InputError, match="gs:/bucket/x is an address"):
+        read_specs(Path("gs://bucket/x"))
+
+
 def test_unreadable_samples_are_skipped_and_told(plain, encoders, tmp_path):
     shutil.copytree(plain, tmp_path / "in")
     (tmp_path / "in/object1/views/02.png").write_bytes(b"")
@@ -203,7 +240,7 @@ def test_command(plain, small_folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "skipped 3" in result.output and "4 views, want 8" in result.output
     for more, told in (
-        (["--out", "gs://bucket/x"], "mount"),
+        (["--out", "nowhere://bucket/x"], "cannot be read: Protocol not known"),
         (["--out", out, "--shard", "1-2"], "i/n"),
         (["--out", out, "--layout", "vews"], "did you mean 'views'"),
     ):

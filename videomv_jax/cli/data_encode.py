@@ -28,7 +28,7 @@ Elevations = Annotated[
 
 def encode(
     source: Source,
-    out: Annotated[str, typer.Option(help="Folder of the shards.")],
+    out: Annotated[str, typer.Option(help="Folder of the shards, or gs://...")],
     model: Annotated[
         str, typer.Option(help="The run's model: embedded, or a model folder.")
     ] = "tiny",

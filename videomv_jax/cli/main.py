@@ -82,6 +82,8 @@ def options(
 
 def main() -> None:
     """Run the command line of this process."""
+    # Its tokenizers are all we take of it: a note that torch is missing helps nobody.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         app()
     except SystemExit as end:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from videomv_jax.data import shards
+from videomv_jax.data.bucket import staged
 from videomv_jax.data.samples import Sample, SampleSource, fit, over
 from videomv_jax.data.shards import Manifest, ShardWriter
 from videomv_jax.data.tokenizer import encode as tokenize
@@ -82,7 +83,7 @@ def encode(
 
     Args:
         source: the samples.
-        out: folder of the shards.
+        out: folder of the shards, or a bucket's address, see `bucket.staged`.
         encoders: what to encode with.
         where: the source's place, for the manifest.
         views: of a sample of it; samples with fewer are skipped.
@@ -97,14 +98,13 @@ def encode(
 
     Raises:
         InputError: the part is none, the folder was made from something else or
-            cannot be written.
+            cannot be reached or written.
     """
     index, count = part
     if not 0 <= index < count:
         raise InputError(f"shard: got {index}/{count}, want 0/n to n-1/n")
     if per_shard < 1:
         raise InputError(f"per_shard: got {per_shard}, want at least 1")
-    folder = shards.local_folder(out)
     pictured = source.layout in ("pictures", "tars")
     text = ""
     if encoders.text is not None:
@@ -124,30 +124,33 @@ def encode(
         vae=shards.fingerprint(encoders.vae),
         text=text,
     )
-    shards.begin(folder, manifest)
     mine = range(index, manifest.shards, count)
-    todo = [k for k in mine if not shards.complete(folder, manifest, k)]
     places = {
         k: range(k * per_shard, min((k + 1) * per_shard, len(source))) for k in mine
     }
     total = sum(map(len, places.values()))
-    done = total - sum(len(places[k]) for k in todo)
-    progress(done, total)
-    compute = _compiled(encoders)
-    order = [place for k in todo for place in places[k]]
-    samples = _samples(source, order, manifest, threads)
     skipped: dict[str, str] = {}
-    for shard in todo:
-        writer = ShardWriter(folder, manifest, shard)
-        for place in places[shard]:
-            sample = next(samples)
-            if isinstance(sample, str):
-                writer.skip(source.names[place], sample)
-            else:
-                writer.add(sample, compute(sample))
-            done += 1
-            progress(done, total)
-        skipped |= writer.close()
+    with staged(out) as (folder, publish):
+        if shards.begin(folder, manifest):
+            publish([shards.MANIFEST])
+        todo = [k for k in mine if not shards.complete(folder, manifest, k)]
+        done = total - sum(len(places[k]) for k in todo)
+        progress(done, total)
+        compute = compiled(encoders)
+        order = [place for k in todo for place in places[k]]
+        samples = _samples(source, order, manifest, threads)
+        for shard in todo:
+            writer = ShardWriter(folder, manifest, shard)
+            for place in places[shard]:
+                sample = next(samples)
+                if isinstance(sample, str):
+                    writer.skip(source.names[place], sample)
+                else:
+                    writer.add(sample, compute(sample))
+                done += 1
+                progress(done, total)
+            skipped |= writer.close()
+            publish(manifest.files(shard))
     return skipped
 
 
@@ -175,7 +178,7 @@ def _samples(
     )
 
 
-def _compiled(encoders: Encoders) -> Callable[[Sample], dict[str, np.ndarray]]:
+def compiled(encoders: Encoders) -> Callable[[Sample], dict[str, np.ndarray]]:
     """A sample's latents and text states, views over all devices of this process."""
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("images",))

@@ -79,19 +79,10 @@ class Manifest:
         """The beginning of the names of a shard's files."""
         return f"{shard:05d}-of-{self.shards:05d}"
 
-
-def local_folder(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine's file systems.
-
-    Raises:
-        InputError: a bucket's address.
-    """
-    if "://" in str(path):
-        raise InputError(
-            f"{path}: buckets are not written or read directly; mount it (Cloud "
-            "Storage FUSE, for gs://) and give the folder"
-        )
-    return Path(path)
+    def files(self, shard: int) -> list[str]:
+        """Names of a shard's files; the last one makes it complete."""
+        stem = self.stem(shard)
+        return [*(f"{stem}.{k}.array_record" for k in (LATENTS, VIEWS)), f"{stem}.json"]
 
 
 def fingerprint(module: nnx.Module, *more: str) -> str:
@@ -111,8 +102,8 @@ def listing(names: list[str]) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
-def begin(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, or go on under one that is there.
+def begin(folder: Path, manifest: Manifest) -> bool:
+    """Write the manifest, or go on under one that is there; whether it is new.
 
     Raises:
         InputError: the one that is there differs, or the folder cannot be written.
@@ -126,13 +117,14 @@ def begin(folder: Path, manifest: Manifest) -> None:
                     f"{path}: {name} is {there[name]!r}, now it is {value!r}; choose "
                     "another folder, or remove this one"
                 )
-        return
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dataclasses.asdict(manifest), indent=2) + "\n"
         _write(path, text.encode())
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    return True
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
@@ -141,7 +133,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     Raises:
         InputError: there is none, or it cannot be understood.
     """
-    path = local_folder(folder) / MANIFEST
+    path = Path(folder) / MANIFEST
     fields = read_json(path)
     if fields.get("version") != VERSION:
         raise InputError(f"{path}: version {fields.get('version')!r}, want {VERSION}")
@@ -242,7 +234,7 @@ class ShardSource:
     layout = "shards"
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._folder = local_folder(folder)
+        self._folder = Path(folder)
         self.manifest = read_manifest(self._folder)
         self.names: list[str] = []
         self.problems: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,14 @@ def read_specs(source: str | os.PathLike[str]) -> list[SourceSpec]:
     objects with the fields of `SourceSpec`, their paths relative to the file.
 
     Raises:
-        InputError: nothing there, or the file holds something else.
+        InputError: nothing there, an address, or the file holds something else.
     """
+    # A command's argument was a Path, which makes one slash of two.
+    if re.match(r"[a-z0-9]{2,}:/", str(source)):
+        raise InputError(
+            f"source: {source} is an address; buckets are written, not read: mount it "
+            "(Cloud Storage FUSE, for gs://) or copy it, and give the folder"
+        )
     source = Path(source)
     if source.suffix != ".json":
         return [SourceSpec(str(source))]

@@ -31,6 +31,9 @@ def fit(
     count: int = 4096,
     iterations: int = 400,
     views_a_step: int = 4,
+    alpha: Float[Array, "b f h w"] | None = None,
+    thinning: float = 0.0,
+    start: Gaussians | None = None,
 ) -> Gaussians:
     """Gaussians whose renders match images, by Adam on the squared error.
 
@@ -42,19 +45,27 @@ def fit(
         count: Gaussians per object.
         iterations: Adam steps; the rates fall to a tenth along a cosine.
         views_a_step: views compared at each.
+        alpha: coverage of the images, compared like a fourth colour; None: it is not.
+            Without it, what has the background's grey may stand anywhere before it.
+        thinning: cost of a Gaussian's opacity, in squared error. Above 0, what no view
+            asks for goes, also where none of them looks.
+        start: `[b, count]` to go on from; None: many faint ones all over the ball.
 
     Returns:
         Gaussians `[b, count]` in the cameras' frame.
     """
     b, f = images.shape[:2]
     key_start, key_views = jax.random.split(key)
-    raw = _start(key_start, b, count)
+    raw = _start(key_start, b, count) if start is None else _raw(start)
     schedule = optax.cosine_decay_schedule(1.0, iterations, 0.1)
     optimizer = optax.chain(optax.scale_by_adam(), optax.scale_by_schedule(schedule))
 
     def loss(raw, views):
         renders = render(_activate(raw), cameras[views], background=background)
-        return jnp.square(renders.rgb - images[:, views]).sum()
+        error = jnp.square(renders.rgb - images[:, views]).sum()
+        if alpha is not None:
+            error += jnp.square(renders.alpha - alpha[:, views]).sum()
+        return error + thinning * jax.nn.sigmoid(raw["opacities"]).sum()
 
     def body(i, carry):
         raw, state = carry
@@ -99,6 +110,19 @@ def _start(key: PRNGKey, b: int, count: int) -> dict[str, Array]:
         "scales": jnp.full((b, count, 3), jnp.log(0.03)),
         "opacities": jnp.full((b, count), -2.0),
         "colors": jnp.zeros((b, count, 3)),
+    }
+
+
+def _raw(gaussians: Gaussians) -> dict[str, Array]:
+    """What `_activate` makes these of; shares stay off 0 and 1."""
+    return {
+        "means": gaussians.means,
+        "quats": gaussians.quats,
+        "scales": jnp.log(gaussians.scales),
+        "opacities": jax.scipy.special.logit(
+            jnp.clip(gaussians.opacities, 1e-4, 0.9999)
+        ),
+        "colors": jax.scipy.special.logit(jnp.clip(gaussians.colors, 1e-3, 0.999)),
     }
 
 
