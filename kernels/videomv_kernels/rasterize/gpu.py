@@ -208,16 +208,20 @@ def _forward(splats: Splats, bounds: Bounds, plan: Plan, interpret: bool):
 
 def _backward(saved: Saved, grad, plan: Plan, interpret: bool) -> Splats:
     views, n = saved.order.shape
-    channels = range(grad.shape[-1])
     # Of slices: a reduction over few channels would be a pass of its own.
-    behind = sum(grad[..., k] * saved.images[..., k] for k in channels)
-    tiles = [to_tiles(x, plan) for x in (grad, behind[..., None])]
+    products = (grad[..., k] * saved.images[..., k] for k in range(grad.shape[-1]))
+    behind = functools.reduce(jnp.add, products)
+    grad, behind = (
+        tiles.reshape(-1, *tiles.shape[2:])
+        for tiles in (to_tiles(x, plan) for x in (grad, behind[..., None]))
+    )
     rows = kernels.blend_gradient(
         saved.edges,
         saved.ids.reshape(-1),
         saved.places.reshape(-1),
         saved.table.reshape(views * n, -1),
-        *(x.reshape(-1, *x.shape[2:]) for x in tiles),
+        grad,
+        behind,
         plan,
         interpret=interpret,
     )
