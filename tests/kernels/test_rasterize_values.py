@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import videomv_kernels
 from videomv_kernels.rasterize import ORIGINAL, RasterConfig, rasterize
 from videomv_kernels.rasterize.api import render_with
 from videomv_kernels.rasterize.reference import (
@@ -201,3 +202,7 @@ def test_gradient_where_alpha_is_limited(extents, scene, oracle):
     )
     # The original's tiles cut some Gaussians off before 1/255.
     assert error < (0.1 if passes else 1e-4) and contrast > 0.2
+
+
+def test_the_package_offers_it():
+    assert videomv_kernels.rasterize is rasterize
