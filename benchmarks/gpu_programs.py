@@ -2,13 +2,14 @@
 
     pip install jax-cuda13-plugin jax-cuda13-pjrt  # of jax's version, no GPU needed
     JAX_PLATFORMS=cpu XLA_FLAGS=--xla_gpu_autotune_level=0 \\
-        python benchmarks/gpu_programs.py [--hlo FILE]
+        python benchmarks/gpu_programs.py [--step REMAT] [--hlo FILE]
 
-Expected: GB of scratch memory, and for each kind of kernel of a forward pass of the
-guidance batch how many there are, the bytes of its operands and results, and how long
-these take at 3.0 TB/s, what an H100 copied at: a floor for what is bound by memory.
-Nothing is tuned, so matrix products stand as Triton fusions. Compiles for half a minute
-to a few.
+Expected: GB of arguments and scratch memory, and for each kind of kernel how many there
+are, the bytes of its operands and results, and how long these take at 3.0 TB/s, what an
+H100 copied at: a floor for what is bound by memory. Of a forward pass of the guidance
+batch, or with --step of a training step of four clips that recomputes what REMAT says.
+Nothing is tuned, so matrix products stand as Triton fusions. Compiles for half a
+minute, a step for some five.
 """
 
 import argparse
@@ -16,21 +17,28 @@ import collections
 import math
 import pathlib
 import re
+import types
+from importlib import import_module
 from unittest import mock
 
 import jax
-import numpy as np
 from flax import nnx
 from inference import sizes, unet_inputs
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import Mesh
 
 from videomv_jax import compat
 from videomv_jax.model_folder import PARTS, abstract
 from videomv_jax.models import layers
+from videomv_jax.presets import PRESETS
+from videomv_jax.scale.plan import trace
+from videomv_jax.sharding import make_mesh, replicated
+from videomv_jax.training.config import REMAT, TrainConfig
 
+triton = import_module("jax._src.pallas.triton.gpu_info")  # JAX 0.11
 KIND, TB_PER_S = "NVIDIA H100 80GB HBM3", 3.0
+GPU = types.SimpleNamespace(compute_capability="9.0")
 # What XLA asks of a GPU while it compiles, by the data sheet and CUDA's tables.
 TARGET = f"""
 gpu_device_info {{
@@ -51,39 +59,53 @@ BITS = {"bf16": 16, "f32": 32, "s32": 32, "u32": 32, "pred": 8, "u8": 8, "s64": 
 FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant"}
 
 
-def compiled() -> jax.stages.Compiled:
+def forward(mesh: Mesh) -> jax.stages.Lowered:
     config = sizes("t2v", "bfloat16")
+    unet = abstract(lambda rngs: PARTS["unet"](config.unet, rngs=rngs))
+    layers.cast_weights(unet)
+    graph, weights = nnx.split(unet)
+    arguments = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        (weights, *jax.eval_shape(lambda: unet_inputs(config))),
+    )
+    run = jax.jit(
+        lambda weights, *x: nnx.merge(graph, weights)(*x),
+        compiler_options=compat.compiler_options(),
+    )
+    return run.trace(*arguments).lower(lowering_platforms=("cuda",))
+
+
+def step(mesh: Mesh, remat: str) -> jax.stages.Lowered:
+    config = TrainConfig(
+        stage="diffusion",
+        model="t2v",
+        batch_size=4,
+        objects=8,
+        train_text=False,
+        compute_dtype="bfloat16",
+        remat=remat,
+    )
+    traced, _ = trace(config, PRESETS["t2v"], mesh)
+    return traced.lower(lowering_platforms=("cuda",))
+
+
+def compiled(remat: str | None) -> jax.stages.Compiled:
     topology = topologies.get_topology_desc(
         "1x1x1", platform="cuda", target_config=TARGET, topology="1x1x1"
     )
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ("x",))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    device = AbstractDevice(device_kind=KIND, num_cores=None, platform="cuda")
-    seen = AbstractMesh((1,), ("x",), (AxisType.Auto,), abstract_device=device)
+    mesh = make_mesh(devices=topology.devices)
     with (
         compat.compiling_for("gpu"),
-        jax.sharding.use_abstract_mesh(seen),
         mock.patch.object(cudnn, "check_cudnn_version", lambda: 91_000),
         mock.patch.object(cudnn, "check_compute_capability", lambda _: True),
+        mock.patch.object(triton, "get_gpu_info", lambda: GPU),
     ):
-        unet = abstract(lambda rngs: PARTS["unet"](config.unet, rngs=rngs))
-        layers.cast_weights(unet)
-        graph, weights = nnx.split(unet)
-        arguments = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            (weights, *jax.eval_shape(lambda: unet_inputs(config))),
-        )
-        forward = jax.jit(
-            lambda weights, *x: nnx.merge(graph, weights)(*x),
-            compiler_options=compat.compiler_options(),
-        )
-        lowered = forward.trace(*arguments).lower(lowering_platforms=("cuda",))
-        return lowered.compile()
+        return (step(mesh, remat) if remat else forward(mesh)).compile()
 
 
-def size(types: str) -> float:
+def size(text: str) -> float:
     """Bytes of all arrays in a text."""
-    found = re.findall(r"\b(\w+)\[([\d,]*)\]", types)
+    found = re.findall(r"\b(\w+)\[([\d,]*)\]", text)
     return sum(
         BITS[kind] / 8 * math.prod(int(n) for n in shape.split(",") if n)
         for kind, shape in found
@@ -93,7 +115,7 @@ def size(types: str) -> float:
 
 def kernels(hlo: str) -> dict[str, tuple[int, float]]:
     """How many kernels of each kind the program starts, and their bytes."""
-    types: dict[str, str] = {}
+    shapes: dict[str, str] = {}
     counts: collections.Counter[str] = collections.Counter()
     moved: collections.defaultdict[str, float] = collections.defaultdict(float)
     line = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
@@ -101,7 +123,7 @@ def kernels(hlo: str) -> dict[str, tuple[int, float]]:
         if match is None:
             continue
         name, result, operation, rest = match.groups()
-        types[name] = result
+        shapes[name] = result
         if operation in FREE:
             continue
         kind = operation
@@ -111,7 +133,7 @@ def kernels(hlo: str) -> dict[str, tuple[int, float]]:
             kind = re.sub(r"[\d.]+$", "", name)
         operands = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
         counts[kind] += 1
-        moved[kind] += size(result) + sum(size(types.get(x, "")) for x in operands)
+        moved[kind] += size(result) + sum(size(shapes.get(x, "")) for x in operands)
     order = sorted(moved, key=lambda kind: -moved[kind])
     return {kind: (counts[kind], moved[kind]) for kind in order}
 
@@ -120,14 +142,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--step", choices=sorted(REMAT), metavar="REMAT")
     parser.add_argument("--hlo", type=pathlib.Path, help="where to write the program")
     args = parser.parse_args()
-    program = compiled()
+    program = compiled(args.step)
     memory, text = program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None
     if args.hlo:
         args.hlo.write_text(text)
-    print(f"jax {jax.__version__}, {memory.temp_size_in_bytes / 1e9:.3f} GB of scratch")
+    inputs, scratch = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    print(f"jax {jax.__version__}, {KIND}")
+    print(f"{inputs / 1e9:.3f} GB of arguments, {scratch / 1e9:.3f} GB of scratch")
     print("| kind | kernels | MB | ms at 3.0 TB/s |\n|---|---|---|---|")
     for kind, (count, moved) in kernels(text).items():
         print(

@@ -55,6 +55,7 @@ def ours(table, args, remat: str) -> None:
         model=args.model,
         batch_size=args.clips,
         objects=8,
+        train_text=False,
         compute_dtype="float32" if compat.on_cpu() else "bfloat16",
         remat=remat,
     )

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
 from videomv_jax.training.flops import count
 
@@ -51,3 +52,14 @@ def test_scan_counts_its_length_and_branches_the_costlier_one():
         return jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: jnp.zeros((4, 16)))
 
     assert flops(branch, A, B) == PRODUCT
+
+
+def test_shard_map_counts_every_device():
+    mesh = jax.make_mesh((2, 4), ("other", "rows"), (AxisType.Auto,) * 2)
+    rows = PartitionSpec("rows")
+
+    def split(a, b):
+        specs = {"in_specs": (rows, PartitionSpec()), "out_specs": rows}
+        return jax.shard_map(jnp.dot, mesh=mesh, axis_names={"rows"}, **specs)(a, b)
+
+    assert flops(split, A, B) == PRODUCT

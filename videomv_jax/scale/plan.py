@@ -35,7 +35,7 @@ from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
 Say = Callable[[str], None]
-_READING = "2"
+_READING = "3"
 """Changes when a plan reads a program otherwise: plans kept before are not found."""
 
 
@@ -216,7 +216,7 @@ def _lower(
     """
     mesh = make_mesh(config, _devices(topology, slices))
     with compat.compiling_for("tpu"):
-        traced, parameters = _trace(config, model, mesh)
+        traced, parameters = trace(config, model, mesh)
         model_flops = count_flops(traced.jaxpr) / mesh.devices.size
         lowered = traced.lower()
     text = lowered.as_text()
@@ -237,7 +237,8 @@ def _lower(
     return lowered, (empty, _within_slice(mesh), digest)
 
 
-def _trace(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> tuple[Any, int]:
+def trace(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> tuple[Any, int]:
+    """The step of a diffusion run, traced for a mesh; how many parameters it trains."""
     task = DiffusionTask(config, model)
     optimizer = make_optimizer(config)
     state = abstract_state(task.networks, optimizer, config, mesh)

@@ -26,8 +26,9 @@ PEAK_FLOPS: Mapping[str, float] = {
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> float:
     """Floating-point operations of its matrix products and convolutions.
 
-    A scan counts its length, a branch its costliest arm. A loop whose bound is known
-    only at run time counts once: the rasterizer and the synthetic set's renderer.
+    A scan counts its length, a branch its costliest arm, a `shard_map` all devices. A
+    loop whose bound is known only at run time counts once: the rasterizer and the
+    synthetic set's renderer.
 
     Args:
         jaxpr: for example `jax.jit(f).trace(*args).jaxpr`.
@@ -54,6 +55,9 @@ def _equation(equation: JaxprEqn) -> float:
     inner = [count(jaxpr) for jaxpr in _nested(params)]
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # its shapes are those of one device
+        sizes = params["mesh"].shape
+        return sum(inner) * math.prod(sizes[a] for a in params["newly_manual_axes"])
     return sum(inner) * (params["length"] if name == "scan" else 1)
 
 
