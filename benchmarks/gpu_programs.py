@@ -14,9 +14,9 @@ minute, a step for some five.
 
 import argparse
 import collections
-import math
 import pathlib
 import re
+import time
 import types
 from importlib import import_module
 from unittest import mock
@@ -32,6 +32,7 @@ from videomv_jax import compat
 from videomv_jax.model_folder import PARTS, abstract
 from videomv_jax.models import layers
 from videomv_jax.presets import PRESETS
+from videomv_jax.scale import hlo
 from videomv_jax.scale.plan import trace
 from videomv_jax.sharding import make_mesh, replicated
 from videomv_jax.training.config import REMAT, TrainConfig
@@ -55,8 +56,6 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 device_description_str: "{KIND}"
 """
-BITS = {"bf16": 16, "f32": 32, "s32": 32, "u32": 32, "pred": 8, "u8": 8, "s64": 64}
-FREE = {"parameter", "get-tuple-element", "bitcast", "tuple", "constant"}
 
 
 def forward(mesh: Mesh) -> jax.stages.Lowered:
@@ -103,39 +102,11 @@ def compiled(remat: str | None) -> jax.stages.Compiled:
         return (step(mesh, remat) if remat else forward(mesh)).compile()
 
 
-def size(text: str) -> float:
-    """Bytes of all arrays in a text."""
-    found = re.findall(r"\b(\w+)\[([\d,]*)\]", text)
-    return sum(
-        BITS[kind] / 8 * math.prod(int(n) for n in shape.split(",") if n)
-        for kind, shape in found
-        if kind in BITS
-    )
-
-
-def kernels(hlo: str) -> dict[str, tuple[int, float]]:
-    """How many kernels of each kind the program starts, and their bytes."""
-    shapes: dict[str, str] = {}
-    counts: collections.Counter[str] = collections.Counter()
-    moved: collections.defaultdict[str, float] = collections.defaultdict(float)
-    line = re.compile(r"\s+(?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)")
-    for match in map(line.match, hlo[hlo.index("\nENTRY") :].splitlines()):
-        if match is None:
-            continue
-        name, result, operation, rest = match.groups()
-        shapes[name] = result
-        if operation in FREE:
-            continue
-        kind = operation
-        if operation == "custom-call":
-            kind = rest.partition('custom_call_target="')[2].partition('"')[0]
-        elif operation == "fusion":
-            kind = re.sub(r"[\d.]+$", "", name)
-        operands = re.findall(r"%([\w.-]+)", rest.partition("), ")[0])
-        counts[kind] += 1
-        moved[kind] += size(result) + sum(size(shapes.get(x, "")) for x in operands)
-    order = sorted(moved, key=lambda kind: -moved[kind])
-    return {kind: (counts[kind], moved[kind]) for kind in order}
+def kind_of(kernel: hlo.Kernel) -> str:
+    """What it is called, but for numbers: a library's function, or XLA's fusion."""
+    if kernel.kind == "custom-call":
+        return kernel.line.partition('custom_call_target="')[2].partition('"')[0]
+    return re.sub(r"[\d.]+$", "", kernel.name)
 
 
 def main() -> None:
@@ -145,19 +116,25 @@ def main() -> None:
     parser.add_argument("--step", choices=sorted(REMAT), metavar="REMAT")
     parser.add_argument("--hlo", type=pathlib.Path, help="where to write the program")
     args = parser.parse_args()
+    begun = time.perf_counter()
     program = compiled(args.step)
+    seconds = time.perf_counter() - begun
     memory, text = program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None
     if args.hlo:
         args.hlo.write_text(text)
     inputs, scratch = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    print(f"jax {jax.__version__}, {KIND}")
+    print(f"jax {jax.__version__}, {KIND}, traced and compiled in {seconds:.0f} s")
     print(f"{inputs / 1e9:.3f} GB of arguments, {scratch / 1e9:.3f} GB of scratch")
+    counts: collections.Counter[str] = collections.Counter()
+    moved: collections.Counter[str] = collections.Counter()
+    for kernel in hlo.kernels(text):
+        counts[kind_of(kernel)] += kernel.count
+        moved[kind_of(kernel)] += kernel.count * kernel.bytes
     print("| kind | kernels | MB | ms at 3.0 TB/s |\n|---|---|---|---|")
-    for kind, (count, moved) in kernels(text).items():
-        print(
-            f"| {kind} | {count} | {moved / 1e6:.0f} | {moved / TB_PER_S / 1e9:.2f} |"
-        )
+    for kind, size in moved.most_common():
+        ms = size / TB_PER_S / 1e9
+        print(f"| {kind} | {counts[kind]} | {size / 1e6:.0f} | {ms:.2f} |")
 
 
 if __name__ == "__main__":

@@ -94,13 +94,29 @@ def _numbers(text: str) -> Iterator[int]:
     return (int(one) for one in text.split(",") if one)
 
 
-def memory_traffic(text: str) -> int:
-    """Bytes between the main memory and the chip in a run of a scheduled program.
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A kernel, or a transfer, of a scheduled program.
 
-    A kernel's operands and results in the main memory count whole, as they are laid
-    out, and so does what is fetched ahead into the chip. A kernel that reads a part of
-    an operand, or writes into a part of its result, moves less than is counted.
+    Attributes:
+        name, kind: of its operation.
+        line: the text of that.
+        count: how often it runs.
+        bytes: between the main memory and the chip, each time. Its operands and results
+            there count whole, as they are laid out, and so does what is fetched ahead
+            into the chip. One that reads a part of an operand, or writes into a part of
+            its result, moves less than is counted.
     """
+
+    name: str
+    kind: str
+    line: str
+    count: int
+    bytes: int
+
+
+def kernels(text: str) -> Iterator[Kernel]:
+    """All kernels of a scheduled program."""
     programs, entry = computations(text)
     shapes, inside = {}, set()
     for lines in programs.values():
@@ -110,18 +126,25 @@ def memory_traffic(text: str) -> int:
             shapes[match["name"]] = match["result"]
             if match["kind"] not in ("while", "conditional", "call"):
                 inside.update(_CALLS.findall(line))  # of a kernel
-    total = 0
-    for name, count in executions(programs, entry).items():
-        if name not in inside:
-            found = (_OPERATION.match(line) for line in programs[name])
-            total += count * sum(_moved(one, shapes) for one in found if one)
-    return total
+    for computation, count in executions(programs, entry).items():
+        for line in () if computation in inside else programs[computation]:
+            one = _OPERATION.match(line)
+            if (
+                one is None
+                or one["kind"] in _NO_KERNELS
+                or one["kind"].endswith("-done")
+            ):
+                continue
+            yield Kernel(one["name"], one["kind"], line, count, _moved(one, shapes))
+
+
+def memory_traffic(text: str) -> int:
+    """Bytes between the main memory and the chip in a run of a scheduled program."""
+    return sum(one.count * one.bytes for one in kernels(text))
 
 
 def _moved(operation: re.Match, shapes: Mapping[str, str]) -> int:
     kind, result = operation["kind"], arrays(operation["result"])
-    if kind in _NO_KERNELS or kind.endswith("-done"):
-        return 0
     if kind == "async-start" and not operation["operands"]:  # of a SparseCore
         return 0
     if kind in ("copy-start", "async-start"):  # of a whole array, of a slice of one
