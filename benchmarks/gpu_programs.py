@@ -27,6 +27,7 @@ from inference import sizes, unet_inputs
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from train_step import run_config
 
 from videomv_jax import compat
 from videomv_jax.model_folder import PARTS, abstract
@@ -35,7 +36,7 @@ from videomv_jax.presets import PRESETS
 from videomv_jax.scale import hlo
 from videomv_jax.scale.plan import trace
 from videomv_jax.sharding import make_mesh, replicated
-from videomv_jax.training.config import REMAT, TrainConfig
+from videomv_jax.training.config import REMAT
 
 triton = import_module("jax._src.pallas.triton.gpu_info")  # JAX 0.11
 KIND, TB_PER_S = "NVIDIA H100 80GB HBM3", 3.0
@@ -75,15 +76,7 @@ def forward(mesh: Mesh) -> jax.stages.Lowered:
 
 
 def step(mesh: Mesh, remat: str) -> jax.stages.Lowered:
-    config = TrainConfig(
-        stage="diffusion",
-        model="t2v",
-        batch_size=4,
-        objects=8,
-        train_text=False,
-        compute_dtype="bfloat16",
-        remat=remat,
-    )
+    config = run_config("t2v", 4, remat, "bfloat16")
     traced, _ = trace(config, PRESETS["t2v"], mesh)
     return traced.lower(lowering_platforms=("cuda",))
 

@@ -47,18 +47,24 @@ TFLOP = 3 * 14.67 / 2  # of a clip's step, written plainly
 CEILING = 782  # TFLOP/s of a large bf16 matmul on one H200
 
 
+def run_config(model: str, clips: int, remat: str, dtype: str) -> TrainConfig:
+    """A step on random latents, the text encoder frozen."""
+    return TrainConfig(
+        stage="diffusion",
+        model=model,
+        batch_size=clips,
+        objects=8,
+        train_text=False,
+        compute_dtype=dtype,
+        remat=remat,
+    )
+
+
 def ours(table, args, remat: str) -> None:
     if args.cache:
         jax.config.update("jax_compilation_cache_dir", args.cache)
-    config = TrainConfig(
-        stage="diffusion",
-        model=args.model,
-        batch_size=args.clips,
-        objects=8,
-        train_text=False,
-        compute_dtype="float32" if compat.on_cpu() else "bfloat16",
-        remat=remat,
-    )
+    dtype = "float32" if compat.on_cpu() else "bfloat16"
+    config = run_config(args.model, args.clips, remat, dtype)
     task = DiffusionTask(config, PRESETS[args.model])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(config)
