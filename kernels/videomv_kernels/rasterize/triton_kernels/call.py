@@ -10,8 +10,8 @@ MOMENTS = 6  # columns of a gradient row in front of depth and colours
 
 
 def table_width(channels: int) -> int:
-    """Columns of the table: geometry, colours, and the box of tiles in two."""
-    return pl.next_power_of_2(GEOMETRY + channels + 2)
+    """Columns of the table: geometry, colours, the box of tiles in two, its hits."""
+    return pl.next_power_of_2(GEOMETRY + channels + 3)
 
 
 def call(

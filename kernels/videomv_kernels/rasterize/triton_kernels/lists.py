@@ -19,6 +19,8 @@ from videomv_kernels.rasterize.triton_kernels.call import (
 
 _LANES = 32  # Gaussians per program of `pack` and `emit`
 _WARPS = _LANES // WARP
+_HALVES = (16, 8, 4, 2, 1)
+_MASKED = 32  # tiles of a box whose hits `pack` leaves to `emit` as bits
 _SUM_LANES = 32  # Gaussians per program of `add_rows`
 # Room for rounding in the test of an ellipse against a tile: a pair too many changes
 # nothing. Relative, as in `binning`.
@@ -36,19 +38,22 @@ def _unpack(packed):
     return packed & 0xFFFF, lax.shift_right_logical(packed, jnp.full_like(packed, 16))
 
 
-def _walk(row, columns, rows, plan: Plan, visit, carry):
+def _walk(row, columns, rows, plan: Plan, visit, carry, *, large: bool = False):
     """Visit the tiles of each lane's box, row by row.
 
     Args:
         row: x, y, A, B, C, l of each lane's Gaussian.
         columns, rows: packed first and end of its box.
-        visit: `(carry, column, row, hit) -> carry`; hit: whether alpha reaches
-            `alpha_min` in the tile.
+        large: only boxes of more than `_MASKED` tiles.
+        visit: `(carry, number, column, row, hit) -> carry`; number: of the tile in its
+            box; hit: whether alpha reaches `alpha_min` in it.
     """
     x, y, a, b, c, log_opacity = row
     (left, right), (top, bottom) = _unpack(columns), _unpack(rows)
     width, height = (jnp.maximum(p, 0) for p in (right - left, bottom - top))
     count = width * height
+    if large:
+        count = jnp.where(count > _MASKED, count, 0)
     limit = log_opacity - math.log2(plan.config.alpha_min)
     limit = limit + _SLACK * (1 + limit)
 
@@ -72,7 +77,7 @@ def _walk(row, columns, rows, plan: Plan, visit, carry):
     def step(state):
         number, column, row, carry = state
         hit = (number < count) & reaches(column, row)
-        carry = visit(carry, column, row, hit)
+        carry = visit(carry, number, column, row, hit)
         ends = column + 1 >= right
         column = jnp.where(ends, left, column + 1)
         return number + 1, column, jnp.where(ends, row + 1, row), carry
@@ -97,6 +102,15 @@ def _pack_kernel(rank, *refs, plan: Plan, total: int, n: int, scene: int):
         for channel in range(colors.shape[1])
     ]
     row += [lax.bitcast_convert_type(packed, jnp.float32) for packed in box]
+
+    def visit(carry, number, column, row, hit):
+        count, mask = carry
+        hit = hit.astype(jnp.int32)
+        return count + hit, mask | (hit << jnp.minimum(number, _MASKED - 1))
+
+    zero = jnp.zeros_like(index)
+    count, mask = _walk(row[:6], *box, plan, visit, (zero, zero))
+    row.append(lax.bitcast_convert_type(mask, jnp.float32))
     view = lax.div(inside, jnp.int32(n))
     target = jnp.where(valid, view * n + triton.load(rank.at[inside]), total)
 
@@ -111,14 +125,6 @@ def _pack_kernel(rank, *refs, plan: Plan, total: int, n: int, scene: int):
         table.at[jnp.broadcast_to(target[:, None], shape), column],
         block,
         mask=jnp.broadcast_to(valid[:, None], shape),
-    )
-    count = _walk(
-        row[:6],
-        box[0],
-        box[1],
-        plan,
-        lambda count, column, row, hit: count + hit.astype(jnp.int32),
-        jnp.zeros_like(index),
     )
     triton.store(counts.at[target], count, mask=valid)
 
@@ -152,27 +158,72 @@ def pack(rank, planes, boxes, colors, plan: Plan, *, interpret: bool):
     )
 
 
-def _emit_kernel(start, table, keys, ids, *, plan: Plan, total, n, box, group):
-    index, inside, valid = _lanes(_LANES, total)
-    row = [
-        triton.load(table.at[inside, jnp.full_like(inside, column)])
-        for column in (*range(6), box, box + 1)
-    ]
-    columns, rows = (lax.bitcast_convert_type(x, jnp.int32) for x in row[6:])
-    view = lax.div(inside, jnp.int32(n))
+def _emit_kernel(start, table, keys, ids, *, plan: Plan, n, box, group):
+    """The lanes of a warp own 32 Gaussians' places, 32 at a time, and write lines.
+
+    Which tile a place is for, bits tell that `pack` found; boxes too large for these
+    are walked, and each lane then writes its own Gaussian's places.
+    """
+    blocks = pl.cdiv(n, _LANES)
+    view = lax.div(pl.program_id(0), jnp.int32(blocks))
+    first = (pl.program_id(0) - view * blocks) * _LANES
+    count = jnp.minimum(n - first, _LANES)
+    first = view * n + first
+    lane = lax.iota(jnp.int32, _LANES)
     first_tile = lax.rem(view, jnp.int32(group)) * plan.tiles
 
-    def visit(place, column, row, hit):
+    def fields(index, *columns):
+        columns = (jnp.full_like(index, column) for column in columns)
+        return [triton.load(table.at[index, column]) for column in columns]
+
+    def packed(index, *columns):
+        return (lax.bitcast_convert_type(x, jnp.int32) for x in fields(index, *columns))
+
+    def write(place, column, row, index, live):
         key = first_tile + row * plan.grid[1] + column
-        live = hit & valid & (place < plan.capacity)
+        live = live & (place < plan.capacity)
         # Nowhere for the rest: the interpreter lets masked lanes write, too.
         target = jnp.where(live, view * plan.capacity + place, keys.shape[0])
         triton.store(keys.at[target], key.astype(keys.dtype), mask=live)
-        triton.store(ids.at[target], inside, mask=live)
+        triton.store(ids.at[target], index, mask=live)
+
+    def line(base):
+        place = base + lane
+        own = jnp.zeros_like(lane)
+        for step in _HALVES:  # the last that begins here or before
+            probe = jnp.minimum(own + step, count - 1)
+            begins = triton.load(start.at[first + probe])
+            own = jnp.where(begins <= place, probe, own)
+        index = first + own
+        columns, rows, mask = packed(index, box, box + 1, box + 2)
+        (left, right), (top, bottom) = _unpack(columns), _unpack(rows)
+        width = jnp.maximum(right - left, 1)
+        small = width * (bottom - top) <= _MASKED
+        rank = place - triton.load(start.at[index])
+        live = small & (rank < lax.population_count(mask))
+        number = jnp.zeros_like(lane)
+        for step in _HALVES:  # the bit before which there are `rank`
+            bits = (mask >> number) & ((1 << step) - 1)
+            below = lax.population_count(bits)
+            beyond = rank >= below
+            rank = jnp.where(beyond, rank - below, rank)
+            number = jnp.where(beyond, number + step, number)
+        down = lax.div(number, width)
+        write(place, left + number - down * width, top + down, index, live)
+        return base + _LANES
+
+    inside = first + jnp.minimum(lane, count - 1)
+    row = fields(inside, *range(6))
+    columns, rows, mask = packed(inside, box, box + 1, box + 2)
+    begins = triton.load(start.at[inside])
+    end = jnp.minimum(jnp.max(begins + lax.population_count(mask)), plan.capacity)
+    lax.while_loop(lambda base: base < end, line, start[first])
+
+    def visit(place, number, column, row, hit):
+        write(place, column, row, inside, hit & (lane < count))
         return place + hit.astype(jnp.int32)
 
-    first = jnp.where(valid, triton.load(start.at[inside]), plan.capacity)
-    _walk(row[:6], columns, rows, plan, visit, first)
+    _walk(row, columns, rows, plan, visit, begins, large=True)
 
 
 def emit(
@@ -195,7 +246,6 @@ def emit(
     kernel = functools.partial(
         _emit_kernel,
         plan=plan,
-        total=total,
         n=n,
         box=GEOMETRY + channels,
         group=group,
@@ -211,7 +261,7 @@ def emit(
     return call(
         fill,
         "emit",
-        pl.cdiv(total, _LANES),
+        views * pl.cdiv(n, _LANES),
         [start.reshape(total), table, *blank],
         [shape_like((room,), x.dtype, start) for x in blank],
         warps=_WARPS,
