@@ -415,7 +415,7 @@ class VideoMV:
             some = np.arange(begin, begin + chunk) % frames
             renders = programs.render(programs.weights, gaussians, cameras[some])
             parts.append(np.asarray(renders.rgb))
-            dropped += int(renders.overflow.sum())
+            dropped += int(np.asarray(renders.overflow).sum(dtype=np.int64))
             told("rendering", min(begin + chunk, frames), frames)
         return np.concatenate(parts, 1)[:, :frames].clip(0, 1), dropped
 

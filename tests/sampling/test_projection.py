@@ -72,7 +72,7 @@ def flat_render(monkeypatch):
         y, x = jnp.mgrid[: cameras.height, : cameras.width].astype(float) / focal
         rgb = jnp.stack([y, x, jnp.broadcast_to(background, x.shape)], -1)
         rgb = jnp.broadcast_to(rgb[None, None], (b, f, *rgb.shape))
-        overflow = jnp.full((b,), 5)
+        overflow = jnp.full((b,), 2**30)
         return Renders(rgb, jnp.ones_like(rgb[..., 0]), rgb[..., 0], overflow)
 
     monkeypatch.setattr(projection, "render", fake)
@@ -91,7 +91,7 @@ def test_latents_are_renders_of_the_world_gaussians():
     """Rendering in the reconstructor's frame equals rendering the asset in ours."""
     result, dropped, wanted = projected_and_rendered(latents())
     np.testing.assert_allclose(result, wanted, atol=2e-4)
-    assert dropped == 0 and dropped.dtype == jnp.int32
+    assert dropped == 0
     # Something is seen in every view, and no two views are alike.
     colors = np.asarray(result[..., :3])
     assert (colors.std((2, 3)).max(-1) > 0.03).all()
@@ -140,7 +140,7 @@ def test_only_a_key_draws_from_the_posterior(flat_render):
 
 def test_what_the_renderer_drops_is_reported(flat_render):
     _, dropped = project()(latents())
-    assert dropped == 10
+    assert dropped == 2.0**31  # more than an int32 holds
 
 
 def test_in_the_loop_with_real_networks():

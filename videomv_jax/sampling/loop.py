@@ -27,7 +27,7 @@ Denoise = Callable[[Float[Array, "n ..."], Int[Array, "n"]], Float[Array, "n ...
 # (x0, key or None) -> x0, and a count of what the projection had to drop (0: nothing).
 Project = Callable[
     [Float[Array, "n ..."], PRNGKey | None],
-    tuple[Float[Array, "n ..."], Int[Array, ""]],
+    tuple[Float[Array, "n ..."], Float[Array, ""]],
 ]
 
 Mode = Literal["guided", "reference"]
@@ -43,20 +43,21 @@ class SamplingState:
         x0: clean latents as the latest step saw them; a preview, and the history of
             second-order samplers.
         index: steps done.
-        dropped: what the projections so far had to drop; see `Project`.
+        dropped: what the projections so far had to drop, see `Project`; rounded from
+            16 million on.
     """
 
     x: Float[Array, "b ..."]
     x0: Float[Array, "b ..."]
     index: Int[Array, ""]
-    dropped: Int[Array, ""]
+    dropped: Float[Array, ""]
 
 
 def start(noise: Float[Array, "b ..."]) -> SamplingState:
     """The state before the first step: unit Gaussian noise, from `sample_noise`."""
     x = noise.astype(jnp.float32)
-    zero = jnp.zeros((), jnp.int32)
-    return SamplingState(x, jnp.zeros_like(x), zero, zero)
+    none, zero = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    return SamplingState(x, jnp.zeros_like(x), none, zero)
 
 
 def sample(
@@ -110,10 +111,10 @@ def advance(
 
     def projected(x0, index):
         if project is None:
-            return x0, jnp.zeros((), jnp.int32)
+            return x0, jnp.zeros((), jnp.float32)
         step_key = None if key is None else jax.random.fold_in(key, index)
         x0, dropped = project(x0, step_key)
-        return x0.astype(jnp.float32), dropped.astype(jnp.int32)
+        return x0.astype(jnp.float32), dropped.astype(jnp.float32)
 
     def estimate(x, index):
         """x0 at this step, and what its projection dropped."""
@@ -129,7 +130,7 @@ def advance(
 
         def plain():
             x0 = to_x0(steps, kind, x, merge(output), index)
-            return x0, jnp.zeros((), jnp.int32)
+            return x0, jnp.zeros((), jnp.float32)
 
         def aware():
             if mode == "guided":

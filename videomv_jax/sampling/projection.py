@@ -7,7 +7,7 @@ import dataclasses
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from videomv_jax.models.reconstructor import Reconstructor
 from videomv_jax.models.vae import VAE
@@ -62,7 +62,7 @@ class SplatProjection:
 
     def __call__(
         self, x0: Latents, key: PRNGKey | None = None
-    ) -> tuple[Latents, Int[Array, ""]]:
+    ) -> tuple[Latents, Float[Array, ""]]:
         """Project.
 
         Args:
@@ -70,7 +70,8 @@ class SplatProjection:
             key: draws from the encoder's posterior.
 
         Returns:
-            Latents of one object's views, and how much the renderer had to drop.
+            Latents of one object's views, and how much the renderer had to drop
+            (rounded from 16 million on).
 
         Raises:
             InputError: x0 has another number of views than the cameras.
@@ -86,7 +87,7 @@ class SplatProjection:
         )
         images = renders.rgb[:, :, ::k, ::k].clip(0, 1)
         latents = self.vae.encode(images, key, chunk=self.chunk)
-        return latents, renders.overflow.sum()
+        return latents, renders.overflow.sum(dtype=jnp.float32)
 
     def gaussians(self, x0: Latents) -> Gaussians:
         """The Gaussians of x0 `[b, n, ...]`, in the world frame of the cameras.
