@@ -41,9 +41,12 @@ def compiler_options() -> dict[str, bool | int | str]:
     """XLA's options for the platform: the only place where any are set.
 
     On NVIDIA GPUs, linear layers of one input stay apart: merged, XLA would join their
-    weights anew on every call (docs/performance.md).
+    weights anew on every call. And products are cuBLAS's where XLA would not put a norm
+    or an activation into its own: cuBLAS also adds residuals (docs/performance.md).
     """
-    return {"xla_gpu_dot_merger_threshold_mb": 0} if has_cuda() else {}
+    if not has_cuda():
+        return {}
+    return {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_triton_gemm_any": False}
 
 
 def compiling_pool() -> ThreadPoolExecutor:

@@ -146,7 +146,10 @@ class SelfAttention(nnx.Module):
         self,
         x: Float[Array, "*b l d"],
         mask: Bool[Array, "*#b #h l l"] | None = None,
+        *,
+        onto: Float[Array, "*b l d"] | None = None,
     ) -> Float[Array, "*b l d"]:
+        """Args: tokens; True where one may see another; what to add to the result."""
         qkv = self.qkv(x)
         q, k, v = (
             qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3)
@@ -155,17 +158,24 @@ class SelfAttention(nnx.Module):
             y = sharding.over_views(attention, q, k, v)
         else:
             y = attention(q, k, v, mask)
-        return self.out(checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED))
+        return self.out(checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED), onto)
 
 
 class ViewAttention(SelfAttention):
     """Multi-head self attention among the views of `[b, f, l, d]`, pixel by pixel."""
 
-    def __call__(self, x: Float[Array, "b f l d"]) -> Float[Array, "b f l d"]:
-        """Args: tokens of f views; a mesh with `view` splits the pixels l."""
+    def __call__(
+        self, x: Float[Array, "b f l d"], *, onto: Float[Array, "b f l d"] | None = None
+    ) -> Float[Array, "b f l d"]:
+        """Attend.
+
+        Args:
+            x: tokens of f views; a mesh with `view` splits the pixels l.
+            onto: what to add to the result.
+        """
         attend = functools.partial(_among_views, heads=self.heads)
         y = sharding.over_views(attend, self.qkv(x), axis=2)
-        return self.out(checkpoint_name(y, ATTENDED))
+        return self.out(checkpoint_name(y, ATTENDED), onto)
 
 
 def _among_views(qkv, heads: int):

@@ -125,7 +125,11 @@ class CrossAttention(nnx.Module):
         self.out = linear(features, features, axes=axes[::-1], dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b f l c"], context: Float[Array, "b m k"]
+        self,
+        x: Float[Array, "b f l c"],
+        context: Float[Array, "b m k"],
+        *,
+        onto: Float[Array, "b f l c"] | None = None,
     ) -> Float[Array, "b f l c"]:
         """Attend.
 
@@ -133,13 +137,14 @@ class CrossAttention(nnx.Module):
             x: tokens of the views of b clips.
             context: tokens that the views of a clip share: their keys and values are
                 computed once.
+            onto: what to add to the result.
         """
         b, heads = len(context), self.heads
         kv = self.kv(context)
         k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
         q = self.q(x).reshape(b, x.shape[1] * x.shape[2], heads, -1)
         y = sharding.over_views(attention, q, shared=(k, v))
-        return self.out(checkpoint_name(y.reshape(x.shape), ATTENDED))
+        return self.out(checkpoint_name(y.reshape(x.shape), ATTENDED), onto)
 
 
 class FeedForward(nnx.Module):
@@ -150,9 +155,12 @@ class FeedForward(nnx.Module):
         self.gated = linears(features, 2, wide, dtype=dtype, rngs=rngs)
         self.out = linear(wide, features, axes=("mlp", "embed"), dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def __call__(
+        self, x: Float[Array, "... c"], *, onto: Float[Array, "... c"]
+    ) -> Float[Array, "... c"]:
+        """Args: x, and what to add to the result."""
         y = self.gated(x)
-        return self.out(y[..., 0, :] * gelu(y[..., 1, :]))
+        return self.out(y[..., 0, :] * gelu(y[..., 1, :]), onto)
 
 
 class TransformerBlock(nnx.Module):
@@ -188,9 +196,10 @@ class TransformerBlock(nnx.Module):
         self, x: Float[Array, "b f l c"], context: Float[Array, "b m k"] | None = None
     ) -> Float[Array, "b f l c"]:
         """Args: tokens, and the context if its width was declared."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), *([] if context is None else [context]))
-        return x + self.ff(self.norm3(x))
+        shared = [] if context is None else [context]
+        x = self.attn1(self.norm1(x), onto=x)
+        x = self.attn2(self.norm2(x), *shared, onto=x)
+        return self.ff(self.norm3(x), onto=x)
 
 
 class SpatialTransformer(nnx.Module):
@@ -215,8 +224,9 @@ class SpatialTransformer(nnx.Module):
     def __call__(self, x: Video, context: Float[Array, "b m k"]) -> Video:
         """Args: x, and the text tokens of each clip."""
         b, f, h, w, c = x.shape
-        y = self.proj_in(self.norm(x.reshape(b, f, h * w, c), 2))
-        return x + self.proj_out(self.block(y, context)).reshape(x.shape)
+        y = x.reshape(b, f, h * w, c)
+        z = self.block(self.proj_in(self.norm(y, 2)), context)
+        return self.proj_out(z, onto=y).reshape(x.shape)
 
 
 class TemporalTransformer(nnx.Module):
@@ -247,8 +257,8 @@ class TemporalTransformer(nnx.Module):
         """Args: x."""
         b, f, h, w, c = x.shape
         y = to_pixels(x.reshape(b, f, h * w, c))
-        y = self.proj_out(self.block(self.proj_in(self.norm(y))))
-        return x + to_views(y).reshape(x.shape)
+        z = self.block(self.proj_in(self.norm(y)))
+        return to_views(self.proj_out(z, onto=y)).reshape(x.shape)
 
 
 def to_pixels(x: Float[Array, "b f l c"]) -> Float[Array, "b f l c"]:

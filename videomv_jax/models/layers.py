@@ -44,15 +44,27 @@ class Linear(nnx.Module):
         zeros = jnp.zeros(features_out, jnp.float32)
         self.bias = nnx.Param(zeros, axes=axes[1:]) if use_bias else None
 
-    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "..."]:
-        """Args: x `[..., i]`. Returns `[..., *o]`."""
+    def __call__(
+        self, x: Float[Array, "... i"], onto: Float[Array, "..."] | None = None
+    ) -> Float[Array, "..."]:
+        """Args: x `[..., i]`, and what to add. Returns `[..., *o]`.
+
+        It is added before the bias: then cuBLAS adds both while it multiplies, and the
+        sum is written once (`compat.compiler_options`).
+        """
         kernel = self.kernel[...].astype(self.dtype)
         contract = (((x.ndim - 1,), (0,)), ((), ()))
         y = jax.lax.dot_general(x.astype(self.dtype), kernel, contract)
+        if onto is not None:
+            y = onto.astype(self.dtype) + y
         if self.bias is None:
             return y
         bias = self.bias[...].astype(self.dtype)
-        return y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        y = y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        if onto is not None and compat.has_cuda():
+            # Or XLA's own kernels for products and norms would take a part of the sum.
+            y = jax.lax.optimization_barrier(y)
+        return y
 
 
 def linear(
