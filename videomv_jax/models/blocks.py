@@ -57,10 +57,12 @@ class TemporalConv(nnx.Module):
         """Args: x, and the dropout key (none before the first convolution)."""
         b, f, h, w, c = x.shape
         keys = [None, *_split(key, 3)]
-        y = to_pixels(x.reshape(b, f, h * w, c))
-        for norm, conv, key in zip(self.norms, self.convs, keys, strict=True):
-            y = conv(dropout(jax.nn.silu(norm(y)), self.rate, key))
-        return x + to_views(y).reshape(x.shape)
+        y = pixels = to_pixels(x.reshape(b, f, h * w, c))
+        ontos = None, None, None, pixels
+        layers = zip(self.norms, self.convs, keys, ontos, strict=True)
+        for norm, conv, key, onto in layers:
+            y = conv(dropout(jax.nn.silu(norm(y)), self.rate, key), onto)
+        return to_views(y).reshape(x.shape)
 
 
 class ResBlock(nnx.Module):
@@ -100,9 +102,12 @@ class ResBlock(nnx.Module):
         first, second = _split(key, 2)
         y = self.conv1(jax.nn.silu(self.norm1(x, 2)))
         y = y + self.embed(jax.nn.silu(embedding))[:, :, None, None]
-        y = self.conv2(dropout(jax.nn.silu(self.norm2(y, 2)), self.rate, first))
-        x = x if self.skip is None else self.skip(x)
-        return self.temporal(x + y, second)
+        y = dropout(jax.nn.silu(self.norm2(y, 2)), self.rate, first)
+        if self.skip is None:
+            y = self.conv2(y, x)
+        else:
+            y = self.skip(x, self.conv2(y))
+        return self.temporal(y, second)
 
 
 class CrossAttention(nnx.Module):

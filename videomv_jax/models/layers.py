@@ -162,20 +162,27 @@ class Conv(nnx.Module):
         )
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32), axes=axes[:1])
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(
+        self, x: Float[Array, "..."], onto: Float[Array, "..."] | None = None
+    ) -> Float[Array, "..."]:
+        """Args: x, and what to add: cuDNN does it while it convolves."""
         kernel = self.kernel[...].astype(self.dtype)
         bias = self.bias[...].astype(self.dtype)
+        split = (x,) if onto is None else (x, onto)
         if self.view_axis is None:
-            return self._convolve(x, kernel, bias)
+            return self._convolve(*split, kernel, bias)
         return sharding.over_views(
-            self._convolve, x, shared=(kernel, bias), axis=self.view_axis
+            self._convolve, *split, shared=(kernel, bias), axis=self.view_axis
         )
 
-    def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
+    def _convolve(self, x: Array, *rest: Array) -> Array:
+        *onto, kernel, bias = rest
         batch = x.shape[: -len(self.padding) - 1]
         x = x.astype(self.dtype).reshape(-1, *x.shape[len(batch) :])
         y = _convolution(x, kernel, self.stride, self.padding)
         y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        for residual in onto:
+            y = y + residual.astype(self.dtype).reshape(y.shape)
         return y.reshape(*batch, *y.shape[1:])
 
 
