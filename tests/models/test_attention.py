@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
@@ -11,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from videomv_jax import compat
 from videomv_jax.models import unet
-from videomv_jax.models.attention import ViewAttention, attention
+from videomv_jax.models.attention import SelfAttention, ViewAttention, attention
 from videomv_jax.training.state import Networks
 
 FLASH, BACKWARD = "@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("
@@ -104,3 +105,25 @@ def test_the_released_unet_lowers(lowered):
     assert text.count(TRITON) == 2 * 34
     assert text.count(BACKWARD) == 16 + 10
     assert text.count(FLASH) == 2 * (16 + 10)  # again in the backward pass
+
+
+def test_cudnn_reads_products_of_their_own(lowered):
+    """They are those of the joined product, whose slices XLA would copy for cuDNN."""
+    layer = SelfAttention(64, 1, bias=True, dtype="bfloat16", rngs=nnx.Rngs(0))
+    joined, x = "x3x64xbf16>", jax.ShapeDtypeStruct((2, 256, 64), "bfloat16")
+    assert f"tensor<2x256{joined}" not in lowered(lambda x: layer(x), x)
+    x = jax.ShapeDtypeStruct((2, 64, 64), "bfloat16")
+    assert f"tensor<2x64{joined}" in lowered(lambda x: layer(x), x)
+
+    exact = SelfAttention(64, 2, bias=True, dtype="float32", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 256, 64))
+    graph, params = nnx.split(exact)
+
+    def loss(params):
+        return jnp.square(nnx.merge(graph, params)(x)).sum()
+
+    wanted = jax.jit(jax.grad(loss))(params)
+    with compat.compiling_for("gpu"):
+        found = jax.jit(jax.grad(lambda params: loss(params)))(params)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, 1e-4, 1e-4)

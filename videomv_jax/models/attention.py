@@ -150,10 +150,13 @@ class SelfAttention(nnx.Module):
         onto: Float[Array, "*b l d"] | None = None,
     ) -> Float[Array, "*b l d"]:
         """Args: tokens; True where one may see another; what to add to the result."""
-        qkv = self.qkv(x)
-        q, k, v = (
-            qkv[..., i, :].reshape(*x.shape[:-1], self.heads, -1) for i in range(3)
-        )
+        if compat.has_cuda() and x.shape[-2] >= _FLASH_FROM:
+            parts = self.qkv.parts(x)  # cuDNN would have slices of one product copied
+        else:
+            qkv = self.qkv(x)
+            parts = [qkv[..., i, :] for i in range(3)]
+        heads = (*x.shape[:-1], self.heads, -1)
+        q, k, v = (part.reshape(heads) for part in parts)
         if x.ndim == 4 and mask is None:
             y = sharding.over_views(attention, q, k, v)
         else:

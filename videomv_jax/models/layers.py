@@ -52,19 +52,30 @@ class Linear(nnx.Module):
         It is added before the bias: then cuBLAS adds both while it multiplies, and the
         sum is written once (`compat.compiler_options`).
         """
-        kernel = self.kernel[...].astype(self.dtype)
-        contract = (((x.ndim - 1,), (0,)), ((), ()))
-        y = jax.lax.dot_general(x.astype(self.dtype), kernel, contract)
+        y = self._product(x, ...)
         if onto is not None:
             y = onto.astype(self.dtype) + y
-        if self.bias is None:
-            return y
-        bias = self.bias[...].astype(self.dtype)
-        y = y + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+        y = self._biased(y, ...)
         if onto is not None and compat.has_cuda():
             # Or XLA's own kernels for products and norms would take a part of the sum.
             y = jax.lax.optimization_barrier(y)
         return y
+
+    def parts(self, x: Float[Array, "... i"]) -> list[Float[Array, "... o"]]:
+        """The parts of a layer of `linears` as products, and arrays, of their own."""
+        count = self.kernel[...].shape[1]
+        return [self._biased(self._product(x, i), i) for i in range(count)]
+
+    def _product(self, x, part):
+        kernel = self.kernel[...][:, part].astype(self.dtype)
+        contract = (((x.ndim - 1,), (0,)), ((), ()))
+        return jax.lax.dot_general(x.astype(self.dtype), kernel, contract)
+
+    def _biased(self, y, part):
+        if self.bias is None:
+            return y
+        bias = self.bias[...][part].astype(self.dtype)
+        return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
 def linear(
