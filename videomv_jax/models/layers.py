@@ -209,8 +209,8 @@ class UpsampleConv(Conv):
         *batch, h, w, c = x.shape
         x = x.astype(self.dtype).reshape(-1, h, w, c)
         phases = [
-            _convolution(x, taps, 1, [(1 - i, i), (1 - j, j)])
-            for i, rows in enumerate(_halves(kernel, 1))
+            _convolution(x, taps.astype(x.dtype), 1, [(1 - i, i), (1 - j, j)])
+            for i, rows in enumerate(_halves(kernel.astype(jnp.float32), 1))
             for j, taps in enumerate(_halves(rows, 2))
         ]
         y = jnp.stack(phases, 3).reshape(-1, h, w, 2, 2, len(bias)).swapaxes(2, 3)
@@ -219,11 +219,14 @@ class UpsampleConv(Conv):
 
 
 def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
-    """Two taps for even and two for odd places, of three over doubled pixels."""
-    a, b, c = jnp.split(kernel.astype(jnp.float32), 3, axis)
-    pairs = [a, b + c], [a + b, c]
-    even, odd = (jnp.concatenate(p, axis).astype(kernel.dtype) for p in pairs)
-    return even, odd
+    """Two taps for even and two for odd places, of three over doubled pixels.
+
+    Of taps a, b, c they are a, b + c and a + b, c: as sums with a masked neighbour, XLA
+    makes one kernel of them all.
+    """
+    low, high = (jax.lax.slice_in_dim(kernel, i, i + 2, axis=axis) for i in range(2))
+    first = jax.lax.broadcasted_iota(jnp.int32, low.shape, axis) == 0
+    return low + jnp.where(first, 0, high), high + jnp.where(first, low, 0)
 
 
 def _convolution(x: Array, kernel: Array, stride: int, padding) -> Array:
