@@ -262,26 +262,37 @@ class GroupNorm(nnx.Module):
     def __call__(self, x: Float[Array, "..."], batch: int = 1) -> Float[Array, "..."]:
         """Args: x, and how many leading axes are samples of their own."""
         y = x.astype(jnp.float32)
-        mean = self._mean(y, batch)
         if x.dtype == jnp.float32:
-            variance = self._mean(jnp.square(y - mean), batch)
+            (mean,) = self._means(batch, y)
+            (variance,) = self._means(batch, jnp.square(y - mean))
         else:  # one pass: x has fewer digits than the difference of squares loses
-            variance = self._mean(jnp.square(y), batch) - jnp.square(mean)
-        spread = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps)
+            mean, square = self._means(batch, y, jnp.square(y))
+            variance = square - jnp.square(mean)
         ones = (1,) * (x.ndim - 1)
         scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        return ((y - mean) * (spread * scale) + bias).astype(self.dtype)
+        scale = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps) * scale
+        return (y * scale + (bias - mean * scale)).astype(self.dtype)
 
-    def _mean(self, x: Array, batch: int) -> Array:
-        """Means of the groups, for each channel.
+    def _means(self, batch: int, *xs: Array) -> list[Array]:
+        """Means of the groups of each of xs, for each channel.
 
-        The reduced axes are not merged: one of them may be sharded.
+        The reduced axes are not merged: one of them may be sharded. If all samples are
+        few, two axes are summed one after the other, where the second is short: a GPU
+        then makes enough sums at once, and adds the rest with a group's channels.
         """
-        samples, c = x.shape[:batch], x.shape[-1]
-        mean = x.mean(tuple(range(batch, x.ndim - 1)))
-        mean = mean.reshape(*samples, self.groups, -1).mean(-1, keepdims=True)
-        mean = jnp.broadcast_to(mean, (*samples, self.groups, c // self.groups))
-        return mean.reshape(*samples, *(1,) * (x.ndim - 1 - batch), c)
+        samples, c = xs[0].shape[:batch], xs[0].shape[-1]
+        axes = tuple(range(batch, xs[0].ndim - 1))
+        short = batch == 1 and len(axes) == 2 and xs[0].shape[axes[1]] <= 256
+        sums = jnp.stack([x.sum(axes[1:] if short else axes) for x in xs])
+        groups = (self.groups, c // self.groups)
+        sums = sums.reshape(len(xs), *samples, -1, *groups).sum((-3, -1))
+        means = sums / math.prod((*xs[0].shape[batch:-1], groups[1]))
+
+        def spread(mean):
+            mean = jnp.broadcast_to(mean[..., None], (*samples, *groups))
+            return mean.reshape(*samples, *(1,) * len(axes), c)
+
+        return [spread(mean) for mean in means]
 
 
 class ResidualBlock(nnx.Module):
