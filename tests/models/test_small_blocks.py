@@ -3,12 +3,20 @@
 The small input (0.002 times the normal one) is where the eps of the norms decides.
 """
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from videomv_jax import compat
 from videomv_jax.convert import mapping
-from videomv_jax.models.layers import Conv, UpsampleConv, cast_weights, rounded_to
+from videomv_jax.models.layers import (
+    Conv,
+    UpsampleConv,
+    cast_weights,
+    linear,
+    rounded_to,
+)
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 from videomv_jax.models.vae import VAE, VAEConfig
 
@@ -45,6 +53,24 @@ def test_upsampling_by_phases_is_upsampling(error):
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 6, 5)).astype(np.float32)
     large = x.repeat(2, -3).repeat(2, -2)
     assert error(layer(x), plain(large)) < 1e-6
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_what_layers_add_to(error, platform):
+    rngs = nnx.Rngs(0)
+    dense = linear(5, 7, dtype="float32", rngs=rngs)
+    conv = Conv(5, 7, view_axis=1, dtype="float32", rngs=rngs)
+    x, onto = (np.random.default_rng(0).normal(size=(1, 2, 3, 3, n)) for n in (5, 7))
+    x, onto = x.astype(np.float32), onto.astype(np.float32)
+    for layer in dense, conv:
+        add = jax.jit(layer.__call__)
+        layer.bias[...] = np.arange(7, dtype=np.float32)
+        with compat.compiling_for(platform):
+            y, pull = jax.vjp(add, x, onto)
+        assert error(y, layer(x) + onto) < 1e-6
+        wanted, back = jax.vjp(layer, x)[1](onto)[0], pull(onto)
+        assert error(back[0], wanted) < 1e-6
+        np.testing.assert_array_equal(back[1], onto)
 
 
 def test_cast_weights_change_nothing_that_is_computed():
