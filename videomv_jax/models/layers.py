@@ -75,6 +75,9 @@ class Linear(nnx.Module):
         if self.bias is None:
             return y
         bias = self.bias[...][part].astype(self.dtype)
+        if bias.ndim > 1 and compat.has_cuda():
+            # Or cuBLAS would add what it takes for a matrix, written out before.
+            y = jax.lax.optimization_barrier(y)
         return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
 
 
