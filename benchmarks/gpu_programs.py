@@ -8,8 +8,8 @@ Expected: GB of arguments and scratch memory, and for each kind of kernel how ma
 are, the bytes of its operands and results, and how long these take at 3.0 TB/s, what an
 H100 copied at: a floor for what is bound by memory. Of a forward pass of the guidance
 batch, or with --step of a training step of four clips that recomputes what REMAT says.
-Nothing is tuned, so matrix products stand as Triton fusions. Compiles for half a
-minute, a step for some five.
+Nothing is tuned, so products with a bias stand as Triton fusions, and others as cuBLAS
+calls. Compiles for half a minute or a minute, a step for some six.
 """
 
 import argparse
