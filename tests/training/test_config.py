@@ -18,8 +18,11 @@ def test_every_config_loads(path):
 
 
 def test_overrides():
-    config = load_config(TINY, ["steps=3", "learning_rate=1", "out=a=b"])
-    assert (config.steps, config.learning_rate, config.out) == (3, 1.0, "a=b")
+    config = load_config(
+        TINY, ["steps=300", "learning_rate=1", "out=a=b", "train_text=false"]
+    )
+    assert (config.steps, config.learning_rate, config.out) == (300, 1.0, "a=b")
+    assert config.train_text is False
     assert isinstance(config.learning_rate, float)
 
 
@@ -28,10 +31,11 @@ def test_overrides():
     [
         ("stepz=3", "did you mean 'steps'"),
         ("steps", "name=value"),
-        ("steps=many", "want a int"),
-        ("steps=1.5", "want a int"),
+        ("steps=many", "want a whole number"),
+        ("steps=1.5", "want a whole number"),
         ("steps=0", "want at least 1"),
-        ("train_text=2", "want a bool"),
+        ("train_text=2", "want true or false"),
+        ("warmup_steps=100000", "warmup_steps: got 100000"),
         ("stage=unet", "stage: 'unet'"),
         ("corrupted_inputs=1.5", "want 0 to 1"),
     ],

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from ml_collections import ConfigDict
 
 from videomv_jax.sharding import STRATEGIES
+from videomv_jax.training.learning_rate import cosine
 from videomv_jax.training.parts import TRAIN
 from videomv_jax.types import InputError
 
@@ -252,6 +253,8 @@ def freeze(values: dict) -> TrainConfig:
         raise InputError("image_batch: is for the diffusion stage")
     if config.turned and config.stage != "diffusion":
         raise InputError("turned: is for the diffusion stage")
+    # Refuses a warm-up as long as the run, before the objects are rendered.
+    cosine(config.learning_rate, config.warmup_steps, config.steps)
     shares = ("condition_dropout", "caption_dropout", "turned", "even_inputs")
     for name in (*shares, "corrupted_inputs", "feedback", "image_weight"):
         if not 0 <= getattr(config, name) <= 1:
@@ -266,6 +269,8 @@ def _parse(name: str, text: str):
     wanted = types[name]
     if wanted in (str, Stage):
         return text
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -273,7 +278,6 @@ def _parse(name: str, text: str):
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise InputError(
-            f"set: {name}={text!r}; want a {getattr(wanted, '__name__', wanted)}"
-        )
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}
+        raise InputError(f"set: {name}={text!r}; want {kind[wanted]}")
     return value
