@@ -34,7 +34,7 @@ def made():
         ((WEIGHTS, shaped(2)), {"times": 2}),
         ((WEIGHTS, shaped()), {}),
     ):
-        wanted.append((program, program.lower(*args, **static), args, static))
+        wanted.append((program, program.trace(*args, **static).lower(), args, static))
     executables.compile_all(wanted, lambda *event: heard.append(event))
     assert heard == [(0, 1), (0, 1), (1, 2), (2, 2)]
     return made

@@ -13,11 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 from typer.testing import CliRunner
 
-from videomv_jax import presets
+from videomv_jax import compat, presets
 from videomv_jax.cli.main import app
 from videomv_jax.models.unet import UNetConfig
+from videomv_jax.scale import hlo, report
 from videomv_jax.scale import plan as module
-from videomv_jax.scale import report
 from videomv_jax.scale.chips import CHIPS, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.plan import Plan
@@ -69,7 +69,8 @@ def test_search(monkeypatch, first, each, wanted):
     """Memory `first + each * n`, bent a little, of a chip of 16 GiB."""
     compiled = []
 
-    def fake(config, topology, say, cache, slices):
+    def fake(config, topology, say, cache, slices, step):
+        assert step == "denoise"
         units = config.batch_size // 8
         compiled.append(units)
         total = (first + each * units + 0.01 * (units % 3)) * GIB
@@ -80,7 +81,7 @@ def test_search(monkeypatch, first, each, wanted):
     monkeypatch.setattr(module, "plan", fake)
     monkeypatch.setattr(module, "_devices", lambda topology, slices: None)
     config = TrainConfig(stage="diffusion", strategy="fsdp")
-    best = module.largest_batch(config, "v5e:2x4", print, None)
+    best = module.largest_batch(config, "v5e:2x4", print, None, step="denoise")
     assert best.batch == 8 * wanted
     assert len(compiled) == len(set(compiled)) <= 7
 
@@ -111,8 +112,8 @@ def test_the_command(monkeypatch, tmp_path):
     """Everything but the compiler: every strategy, a table and two files."""
     asked = []
 
-    def fake(config, topology, say, cache, slices):
-        asked.append((config.strategy, config.batch_size, topology, slices))
+    def fake(config, topology, say, cache, slices, step):
+        asked.append((config.strategy, config.batch_size, topology, slices, step))
         fits = config.strategy != "dp"
         return dataclasses.replace(PLAN if fits else LARGE, strategy=config.strategy)
 
@@ -120,9 +121,10 @@ def test_the_command(monkeypatch, tmp_path):
     config = Path(__file__).parents[2] / "configs" / "text_to_views.py"
     command = ["plan", "--config", str(config), "--topology", "v5e:2x4", "--compare"]
     more = ["--slices", "2", "--set", "batch_size=16", "--out", str(tmp_path / "new")]
+    more += ["--step", "denoise"]
     done = CliRunner().invoke(app, command + more)
     assert done.exit_code == 0, done.output
-    assert asked == [(name, 16, "v5e:2x4", 2) for name in STRATEGIES]
+    assert asked == [(name, 16, "v5e:2x4", 2, "denoise") for name in STRATEGIES]
     with (tmp_path / "new" / "plan.csv").open() as file:
         fits = {row["strategy"]: row["fits"] for row in csv.DictReader(file)}
     assert fits == {name: "no" if name == "dp" else "yes" for name in STRATEGIES}
@@ -137,6 +139,12 @@ def test_refusals():
         "15.75G hbm. Exceeded hbm capacity by 6.75G."
     )
     assert needed(error) == 22.5 * GIB
+    error = RuntimeError(
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the "
+        "total memory required for HLO temporaries (28.27G) exceeds available HBM "
+        "(15.75G). HLO module: jit_step."
+    )
+    assert needed(error) == 28.27 * GIB
     with pytest.raises(RuntimeError, match="something else"):
         needed(RuntimeError("something else"))
     config = TrainConfig(stage="diffusion", model="tinny")
@@ -144,6 +152,8 @@ def test_refusals():
         module.plan(config, "v5e:2x4", print, None)
     with pytest.raises(InputError, match="want 'diffusion'"):
         module.plan(TrainConfig(stage="joint"), "v5e:2x4", print, None)
+    with pytest.raises(InputError, match="unknown step 'noise'"):
+        module.plan(TrainConfig(stage="diffusion"), "v5e:2x4", print, None, 1, "noise")
 
 
 def test_the_other_process_refuses():
@@ -192,6 +202,69 @@ def test_what_the_compiler_writes_is_read(tmp_path):
         read(tmp_path)
 
 
+SMALL = dataclasses.replace(
+    presets.TINY,
+    unet=UNetConfig(
+        dim=64,
+        multipliers=(1,),
+        res_blocks=1,
+        attention_levels=1,
+        head_dim=32,
+        num_heads=2,
+        context_dim=128,
+    ),
+    cameras=dataclasses.replace(presets.TINY.cameras, views=8, size=64),
+    sampling=dataclasses.replace(presets.TINY.sampling, views_3d=(0, 2, 4, 6)),
+)
+
+
+LOOP = """HloModule jit_loop, is_scheduled=true
+
+%more (c: (u32[], f32[8,8], f32[8,8])) -> pred[] {
+  %c = (u32[]{:T(128)}, f32[8,8]{1,0}, f32[8,8]{1,0}) parameter(0)
+  %limit = u32[]{:T(128)} constant(8)
+  %at = u32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %below = pred[]{:T(512)} compare(%at, %limit), direction=LT
+}
+
+%body (b: (u32[], f32[8,8], f32[8,8])) -> (u32[], f32[8,8], f32[8,8]) {
+  %b = (u32[]{:T(128)}, f32[8,8]{1,0}, f32[8,8]{1,0}) parameter(0)
+  %one = u32[]{:T(128)} constant(1)
+  %i = u32[]{:T(128)} get-tuple-element(%b), index=0, metadata={op_name="i"}
+  %j = u32[]{:T(128)} add(%i, %one)
+  %k = u32[]{:T(128)} add(%j, %STEP)
+  %x = f32[8,8]{1,0} get-tuple-element(%b), index=1
+  %y = f32[8,8]{1,0} get-tuple-element(%b), index=2
+  %z = f32[8,8]{1,0} collective-permute(%y), channel_id=1, \
+source_target_pairs={{0,1},{1,0}}
+  %d = f32[8,8]{1,0} dot(%x, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %next = (u32[]{:T(128)}, f32[8,8]{1,0}, f32[8,8]{1,0}) tuple(%k, %d, %z)
+}
+
+ENTRY %main (p: f32[8,8]) -> f32[8,8] {
+  %p = f32[8,8]{1,0} parameter(0)
+  %none = u32[]{:T(128)} constant(0)
+  %from = u32[]{:T(128)} copy(%none)
+  %start = (u32[]{:T(128)}, f32[8,8]{1,0}, f32[8,8]{1,0}) tuple(%from, %p, %p)
+  %loop = (u32[]{:T(128)}, f32[8,8]{1,0}, f32[8,8]{1,0}) while(%start), \
+condition=%more, body=%body
+  ROOT %out = f32[8,8]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+@pytest.mark.parametrize("step, turns", [("one", 4), ("i", 1)])
+def test_a_loop_that_does_not_say_how_often_it_turns(step, turns):
+    """It counts to 8 by twos; or doubles its counter, which nobody follows."""
+    text = LOOP.replace("STEP", step)
+    assert hlo.trips(hlo.computations(text)[0]) == {"loop": turns}
+    products = 2 * 8 * 8 * 8
+    found = compat.flops_of_hlo(hlo.unrolled(text))
+    assert turns * products <= found < (turns + 1) * products
+    (exchange,) = collectives(text, {"data": 2})
+    assert (exchange.count, exchange.sent_bytes) == (turns, 8 * 8 * 4)
+
+
 @pytest.mark.slow
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize(
@@ -210,20 +283,7 @@ def test_a_small_model_for_a_small_slice(
     monkeypatch, tmp_path, strategy, remat, exchange
 ):
     pytest.importorskip("libtpu")
-    small = dataclasses.replace(
-        presets.TINY,
-        unet=UNetConfig(
-            dim=64,
-            multipliers=(1,),
-            res_blocks=1,
-            attention_levels=1,
-            head_dim=32,
-            num_heads=2,
-            context_dim=128,
-        ),
-        cameras=dataclasses.replace(presets.TINY.cameras, views=8, size=64),
-    )
-    monkeypatch.setattr(module, "PRESETS", {"small": small})
+    monkeypatch.setattr(module, "PRESETS", {"small": SMALL})
     config = TrainConfig(
         stage="diffusion",
         model="small",
@@ -242,6 +302,34 @@ def test_a_small_model_for_a_small_slice(
     assert found.sent[exchange] > 0
     assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found
     assert "found in" in said[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.tpu_aot
+@pytest.mark.parametrize(
+    "step, strategy, exchange",
+    [
+        ("denoise", "dp", "collective-permute data"),
+        ("denoise", "fsdp", "all-gather fsdp"),
+        ("denoise", "fsdp_view", "all-to-all view"),
+        ("denoise_3d", "fsdp", "all-gather fsdp"),
+    ],
+)
+def test_a_small_sampler_for_a_small_slice(
+    monkeypatch, tmp_path, step, strategy, exchange
+):
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(module, "PRESETS", {"small": SMALL})
+    config = TrainConfig(
+        stage="diffusion", model="small", batch_size=8, strategy=strategy
+    )
+    found = module.plan(config, "v5e:2x4", print, tmp_path, step=step)
+    print({what: f"{size / 1e6:.2f} MB" for what, size in found.sent.items()})
+    assert found.fits and found.step == step
+    # Weights of every part that is read, bf16, shared out, are what goes in.
+    assert found.argument_bytes > 2 * found.parameters / found.mesh["fsdp"]
+    assert (found.parameters > 2_000_000) == (step == "denoise_3d")
+    assert found.sent[exchange] > 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`videomv plan`: what a training step needs of a TPU slice that is not there."""
+"""`videomv plan`: what a step needs of a TPU slice that is not there."""
 
 import dataclasses
 import os
@@ -21,6 +21,12 @@ def plan(
     strategy: Annotated[
         str, typer.Option(help="A name in sharding.STRATEGIES; default: the config's.")
     ] = "",
+    step: Annotated[
+        str,
+        typer.Option(
+            help="train; or of the sampler: denoise, denoise_3d (with the projection)."
+        ),
+    ] = "train",
     slices: Annotated[int, typer.Option(help="How many slices of that shape.")] = 1,
     set: Annotated[
         list[str] | None,
@@ -34,7 +40,7 @@ def plan(
         Path | None, typer.Option(help="Folder for plan.csv and plan.svg.")
     ] = None,
 ) -> None:
-    """Compile the train step for a TPU topology and say what a chip does in it.
+    """Compile a step for a TPU topology and say what a chip does in it.
 
     Needs no TPU: libtpu (the extra 'tpu') compiles on this host's CPU, up to where it
     would write machine code. A step of the released size takes minutes and 10 GB;
@@ -68,7 +74,7 @@ def plan(
                     console.print(text, markup=False, highlight=False)
 
             search = largest_batch if largest else make_plan
-            best = search(chosen, topology, say, cache_folder("plans"), slices)
+            best = search(chosen, topology, say, cache_folder("plans"), slices, step)
             if best is None:
                 console.print(f"{name}: not even the smallest batch fits")
             else:

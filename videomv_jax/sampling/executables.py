@@ -40,9 +40,9 @@ class Program:
         compiled = self.ready.get(_signature(args, static))
         return self._jitted(*args, **static) if compiled is None else compiled(*args)
 
-    def lower(self, *args, **static) -> jax.stages.Lowered:
+    def trace(self, *args, **static) -> jax.stages.Traced:
         """Trace for arrays, or shapes of arrays."""
-        return self._jitted.lower(*args, **static)
+        return self._jitted.trace(*args, **static)
 
     def is_ready(self, args: tuple, static: dict) -> bool:
         """Whether there is an executable for such arguments."""

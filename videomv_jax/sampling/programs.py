@@ -177,14 +177,22 @@ class Programs:
         self, batch: int, aware: bool, mode: Mode
     ) -> Iterator[tuple[Program, jax.stages.Lowered, tuple, dict]]:
         """Each program that is not ready, traced; the longest to compile first."""
-        for program, args, static in self._needed(batch, aware, mode):
+        for program, args, static in self.needed(batch, aware, mode):
             if not program.is_ready(args, static):
-                yield program, program.lower(*args, **static), args, static
+                yield program, program.trace(*args, **static).lower(), args, static
 
-    def _needed(
+    def needed(
         self, batch: int, aware: bool, mode: Mode
     ) -> Iterator[tuple[Program, tuple, dict]]:
-        """The programs and the shapes of their arguments."""
+        """What a batch size runs, `advance` first.
+
+        Args:
+            batch, aware, mode: as of `compile`.
+
+        Yields:
+            A program, its arguments, of which those made at run time are shapes, and
+            its static ones.
+        """
         weights, text = self.weights, self._config.text_encoder
         assert text is not None
         side = self._config.cameras.size

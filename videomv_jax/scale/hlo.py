@@ -4,12 +4,17 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?(\S+) .*\{\s*$")
 _CALLS = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_LOOP = re.compile(
+    r"^\s*(?:ROOT )?%?(?P<name>\S+) = .* while\(%?(?P<start>[^)]+)\), "
+    r"condition=%?(?P<condition>[\w.\-]+), body=%?(?P<body>[\w.\-]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_INDEX = re.compile(r"get-tuple-element\(.*?\), index=(\d+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _BITS = {"pred": 8, "c64": 64, "c128": 128}
 _OPERATION = re.compile(
@@ -38,6 +43,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 def executions(programs: Mapping[str, list[str]], entry: str) -> Counter[str]:
     """How often each computation runs; a loop of unknown length counts once."""
     counts: Counter[str] = Counter()
+    turns = trips(programs)
 
     def visit(name: str, times: int) -> None:
         counts[name] += times
@@ -45,13 +51,109 @@ def executions(programs: Mapping[str, list[str]], entry: str) -> Counter[str]:
             called = _CALLS.findall(line)
             for branches in _BRANCHES.findall(line):
                 called += [one.strip().lstrip("%") for one in branches.split(",")]
-            trips = int(match[1]) if (match := _TRIPS.search(line)) else 1
+            loop = _LOOP.match(line) if called else None
+            again = turns[loop["name"]] if loop else 1
             for one in called:
                 if one in programs:
-                    visit(one, times * trips)
+                    visit(one, times * again)
 
     visit(entry, 1)
     return counts
+
+
+def trips(programs: Mapping[str, list[str]]) -> dict[str, int]:
+    """How often each loop turns, by its name; 1 where that is not known.
+
+    Some say so. The compiler's own, which overlap a gather with a product of matrices,
+    do not: they count up by a constant from one constant to another.
+    """
+    found = {}
+    for lines in programs.values():
+        loops = [loop for line in lines if (loop := _LOOP.match(line))]
+        here = _Operations(lines if loops else ())
+        for loop in loops:
+            if known := _TRIPS.search(loop.string):
+                found[loop["name"]] = int(known[1])
+                continue
+            condition, body = (
+                _Operations(programs[loop[part]]) for part in ("condition", "body")
+            )
+            found[loop["name"]] = _turns(here, loop["start"], condition, body)
+    return found
+
+
+def unrolled(text: str) -> str:
+    """A program with each loop of known length as often as it turns.
+
+    For who counts the body of a loop once; it is nothing to run.
+    """
+    turns = trips(computations(text)[0])
+    out = []
+    for line in text.splitlines(keepends=True):
+        if loop := _LOOP.match(line):
+            name = loop["name"]
+            for turn in range(1, turns[name]):
+                fresh = line.replace("ROOT ", "").replace(
+                    name, f"{name}.{turn}.turn", 1
+                )
+                out.append(fresh)
+        out.append(line)
+    return "".join(out)
+
+
+class _Operations:
+    """The operations of one computation."""
+
+    def __init__(self, lines: Iterable[str]):
+        self._lines, self.root = {}, ""
+        for line in lines:
+            left = line.partition(" = ")[0].split()
+            if left:
+                name = left[-1].lstrip("%")
+                self._lines[name] = line
+                self.root = name if left[0] == "ROOT" else self.root
+
+    def read(self, name: str) -> tuple[str, list[str], str]:
+        """Its kind, what it is of, and its line; copies are what they copy."""
+        one = _OPERATION.match(self._lines.get(name, ""))
+        if one is None:
+            return "", [], ""
+        operands = [part.strip().lstrip("%") for part in one["operands"].split(",")]
+        if one["kind"] in ("copy", "copy-start", "copy-done"):
+            return self.read(operands[0])
+        return one["kind"], operands, one.string
+
+    def number(self, name: str) -> int | None:
+        """The constant that it is."""
+        kind, operands, _ = self.read(name)
+        return (
+            int(operands[0]) if kind == "constant" and operands[0].isdigit() else None
+        )
+
+
+def _turns(
+    around: _Operations, start: str, test: _Operations, body: _Operations
+) -> int:
+    """How often a loop turns that counts from one constant to below another."""
+    kind, operands, line = test.read(test.root)
+    if kind != "compare" or ", direction=LT" not in line:
+        return 1
+    place = _INDEX.search(test.read(operands[0])[2])
+    last = test.number(operands[1])
+    if place is None or last is None:
+        return 1
+    at = int(place[1])
+    first = around.number(around.read(start)[1][at])
+    step, name = 0, body.read(body.root)[1][at]
+    while (read := body.read(name))[0] == "add":
+        name, more = read[1][0], body.number(read[1][1])
+        if more is None:
+            return 1
+        step += more
+    counter = _INDEX.search(read[2])
+    if first is None or step < 1 or counter is None or int(counter[1]) != at:
+        return 1
+    return -(-(last - first) // step)
 
 
 @dataclasses.dataclass(frozen=True)

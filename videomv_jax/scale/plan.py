@@ -1,4 +1,4 @@
-"""Plans: the real train step, compiled for a topology that is not there.
+"""Plans: the real train or sampling step, compiled for a topology that is not there.
 
 libtpu compiles for any TPU topology on a CPU host, as far as `program` lets it.
 Parameters are shapes; nothing of the model's size is ever in memory but the program.
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from videomv_jax import compat, sharding
 from videomv_jax.model_folder import ModelConfig
 from videomv_jax.presets import PRESETS
+from videomv_jax.scale import sampler
 from videomv_jax.scale.chips import Bounds, bounds, chip_of
 from videomv_jax.scale.collectives import SLICES, collectives, totals
 from videomv_jax.scale.program import OutOfMemory, Program, program
@@ -35,7 +36,7 @@ from videomv_jax.training.step import make_optimizer, make_step
 from videomv_jax.types import InputError
 
 Say = Callable[[str], None]
-_READING = "3"
+_READING = "4"
 """Changes when a plan reads a program otherwise: plans kept before are not found."""
 
 
@@ -46,8 +47,9 @@ class Plan:
     Attributes:
         topology, slices, strategy: what it was compiled for.
         mesh: sizes of the mesh axes, over all slices.
-        batch: objects per step, over all chips.
-        parameters: trained ones, of the whole model.
+        step: a name in `STEPS`.
+        batch: objects per step, over all chips; of a sampler prompts.
+        parameters: those that are trained; those that a sampler's step reads.
         fits: whether the compiler found room in the chip's memory.
         total_bytes: memory the program needs, machine code apart; with the compiler's
             reserves where it does not fit.
@@ -55,7 +57,7 @@ class Plan:
             batch) and what is made on the way; None where it does not fit, as are the
             following.
         model_flops: matrix products and convolutions of the step as written, those
-            that the backward pass repeats included, over the number of chips.
+            that a backward pass repeats included, over the number of chips.
         flops: operations of the chip's kernels, as the compiler counts them.
         bytes: between the chip and its HBM, see `hlo.memory_traffic`.
         sent: bytes sent, by "kind axes".
@@ -77,6 +79,7 @@ class Plan:
     sent: dict[str, float] = dataclasses.field(default_factory=dict)
     compile_seconds: float = 0.0
     slices: int = 1
+    step: str = "train"
 
     @property
     def sent_between_slices(self) -> float:
@@ -97,9 +100,14 @@ class Plan:
 
 
 def plan(
-    config: TrainConfig, topology: str, say: Say, cache: Path | None, slices: int = 1
+    config: TrainConfig,
+    topology: str,
+    say: Say,
+    cache: Path | None,
+    slices: int = 1,
+    step: str = "train",
 ) -> Plan:
-    """Compile the step of a diffusion run for a TPU topology and read the program.
+    """Compile a step of a diffusion run for a TPU topology and read the program.
 
     Args:
         config: the run.
@@ -107,12 +115,15 @@ def plan(
         say: told what is being done.
         cache: folder of earlier results, found again by the program and versions.
         slices: how many slices of that shape.
+        step: a name in `STEPS`.
 
     Raises:
-        InputError: another stage, an unknown topology, no libtpu, or a batch or model
-            that the mesh does not divide.
+        InputError: another stage, an unknown step or topology, no libtpu, or a batch
+            or model that the mesh does not divide.
     """
     chip_of(topology)
+    if step not in STEPS:
+        raise InputError.unknown("step", step, STEPS)
     if config.stage != "diffusion":
         raise InputError(f"plan: stage is {config.stage!r}; want 'diffusion'")
     if config.model not in PRESETS:
@@ -129,8 +140,8 @@ def plan(
     name = f"{config.strategy}, batch {config.batch_size}"
     say(f"{name}: tracing")
     clock = time.perf_counter()
-    arguments = (config, PRESETS[config.model], topology, slices)
-    (found, within_slice, _), made = program(_lower, arguments, known)
+    arguments = (config, PRESETS[config.model], topology, slices, step)
+    (found, within_slice, _), made = program(STEPS[step][0], _lower, arguments, known)
     if made is None:
         say(f"{name}: found in {file.parent}")
         return Plan(**json.loads(file.read_text()))
@@ -149,7 +160,12 @@ def plan(
 
 
 def largest_batch(
-    config: TrainConfig, topology: str, say: Say, cache: Path | None, slices: int = 1
+    config: TrainConfig,
+    topology: str,
+    say: Say,
+    cache: Path | None,
+    slices: int = 1,
+    step: str = "train",
 ) -> Plan | None:
     """The plan with the largest batch that fits; None if not even the smallest does.
 
@@ -168,7 +184,7 @@ def largest_batch(
     def attempt(units: int) -> Plan:
         if units not in tried:
             run = dataclasses.replace(config, batch_size=units * unit)
-            tried[units] = plan(run, topology, say, cache, slices)
+            tried[units] = plan(run, topology, say, cache, slices, step)
         return tried[units]
 
     for units in (1, 2):
@@ -208,7 +224,7 @@ def _devices(topology: str, slices: int) -> list:
 
 
 def _lower(
-    config: TrainConfig, model: ModelConfig, topology: str, slices: int
+    config: TrainConfig, model: ModelConfig, topology: str, slices: int, step: str
 ) -> tuple[jax.stages.Lowered, tuple[Plan, dict[str, int], str]]:
     """The step, and a plan with what is known before it is compiled.
 
@@ -216,7 +232,7 @@ def _lower(
     """
     mesh = make_mesh(config, _devices(topology, slices))
     with compat.compiling_for("tpu"):
-        traced, parameters = trace(config, model, mesh)
+        traced, parameters = STEPS[step][1](config, model, mesh)
         model_flops = count_flops(traced.jaxpr) / mesh.devices.size
         lowered = traced.lower()
     text = lowered.as_text()
@@ -230,6 +246,7 @@ def _lower(
         total_bytes=0.0,
         model_flops=model_flops,
         slices=slices,
+        step=step,
     )
     versions = (jax.__version__, metadata.version("libtpu"))
     parts = (_READING, topology, str(slices), *versions, text)
@@ -257,6 +274,15 @@ def trace(config: TrainConfig, model: ModelConfig, mesh: Mesh) -> tuple[Any, int
     with jax.set_mesh(mesh):
         traced = make_step(task, optimizer, config).trace(state, constants, index, key)
     return traced, sum(x.size for x in state.params.values())
+
+
+STEPS: Mapping[str, tuple[str, Callable[..., tuple[Any, int]]]] = {
+    "train": ("step", trace),
+    "denoise": ("_advance", functools.partial(sampler.trace, aware=False)),
+    "denoise_3d": ("_advance", functools.partial(sampler.trace, aware=True)),
+}
+"""What can be planned: the function's name, and what traces it. The sampler's steps are
+guided ones, of the loop that the pipeline runs, without and with the projection."""
 
 
 def _within_slice(mesh: Mesh) -> dict[str, int]:

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 
 from videomv_jax import compat
-from videomv_jax.scale.hlo import memory_traffic
+from videomv_jax.scale import hlo
 from videomv_jax.types import InputError
 
-_LAST = "*jit_step*.after_optimizations_after_buffer_assignment.txt"
-_MEMORY = "*jit_step*.after_optimizations-buffer-assignment.txt"
+_LAST = "*.after_optimizations_after_buffer_assignment.txt"
+_MEMORY = "*.after_optimizations-buffer-assignment.txt"
 _ALLOCATION = re.compile(r"allocation \d+: size (\d+),(?: color (\d+),)? (.*)")
 
 
@@ -39,7 +39,7 @@ class Program:
             out in the same place; what is made on the way; constants and what comes
             out elsewhere. Machine code is not in them.
         flops: operations of its kernels.
-        bytes: between HBM and chip, see `memory_traffic`.
+        bytes: between HBM and chip, see `hlo.memory_traffic`.
     """
 
     hlo: str
@@ -63,15 +63,17 @@ class OutOfMemory(Exception):
 
 
 def program(
+    name: str,
     lower: Callable[..., tuple[Any, Any]],
     arguments: tuple,
     known: Callable[[Any], bool],
 ) -> tuple[Any, Program | OutOfMemory | None]:
-    """The program of a step.
+    """The program of a jitted function.
 
     Args:
-        lower: called in the child; returns a lowered function named `step`, and
-            anything else about it.
+        name: of the function.
+        lower: called in the child; returns the function lowered, and anything else
+            about it.
         arguments: of `lower`. They go to the child, as does `lower`.
         known: told that anything else; where it says True nothing is compiled.
 
@@ -83,11 +85,11 @@ def program(
         RuntimeError: the compiler failed, or wrote no such files.
     """
     context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as where:
+        folder = Path(where)
         here, there = context.Pipe(duplex=False)
         child = context.Process(
-            target=_compile, args=(there, name, lower, arguments), daemon=True
+            target=_compile, args=(there, where, name, lower, arguments), daemon=True
         )
         child.start()
         there.close()
@@ -113,8 +115,8 @@ def read(folder: Path) -> Program:
     Raises:
         RuntimeError: not what this can read.
     """
-    (hlo,), (memory,) = (list(folder.glob(pattern)) for pattern in (_LAST, _MEMORY))
-    text = hlo.read_text()
+    (program,), (memory,) = (list(folder.glob(pattern)) for pattern in (_LAST, _MEMORY))
+    text = program.read_text()
     sizes: Counter[str] = Counter()
     for line in memory.read_text().splitlines():
         found = _ALLOCATION.match(line)
@@ -128,18 +130,23 @@ def read(folder: Path) -> Program:
         arguments=sizes["parameter"],
         temporaries=sizes["preallocated-temp"],
         others=sizes["other"],
-        flops=compat.flops_of_hlo(text),
-        bytes=memory_traffic(text),
+        flops=compat.flops_of_hlo(hlo.unrolled(text)),
+        bytes=hlo.memory_traffic(text),
     )
 
 
 def needed(error: Exception) -> float:
     """Bytes that a program wanted, from the compiler's refusal; else raises it."""
     text = str(error)
-    used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", text)
+    used = re.search(
+        r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|"
+        r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds",
+        text,
+    )
     if used is None:
         raise error
-    return float(used[1]) * 1024 ** (1 + "KMGT".index(used[2]))
+    size, unit = (one for one in used.groups() if one is not None)
+    return float(size) * 1024 ** (1 + "KMGT".index(unit))
 
 
 def _size(folder: Path) -> int:
@@ -156,7 +163,7 @@ def _told(pipe: Connection) -> Any:
     raise told
 
 
-def _compile(pipe: Connection, folder: str, lower, arguments: tuple) -> None:
+def _compile(pipe: Connection, folder: str, name: str, lower, arguments: tuple) -> None:
     """What the child does."""
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -168,7 +175,7 @@ def _compile(pipe: Connection, folder: str, lower, arguments: tuple) -> None:
     threading.Thread(target=end_with_it, daemon=True).start()
     os.environ["XLA_FLAGS"] = (
         f"--xla_dump_to={folder} --xla_dump_hlo_as_text "
-        "--xla_dump_hlo_module_re=jit_step"
+        f"--xla_dump_hlo_module_re=jit_{name}"
     )
     jax.config.update("jax_platforms", "cpu")
     try:

@@ -52,7 +52,8 @@ def table(plans: Sequence[Plan]) -> Table:
     first = plans[0]
     name = first.topology if first.slices == 1 else f"{first.slices} x {first.topology}"
     made = Table(
-        title=f"{name}, {first.parameters / 1e6:.1f} M parameters, per chip",
+        title=f"{first.step} on {name}, {first.parameters / 1e6:.1f} M parameters, "
+        "per chip",
         caption="times: compute = executed operations over the bf16 peak, memory = "
         "bytes between HBM and chip over HBM's rate, network = bytes sent over the "
         "rate of all links; overlapped = the largest, in a row = network after the "
@@ -69,7 +70,8 @@ def table(plans: Sequence[Plan]) -> Table:
 def write_csv(path: Path, plans: Sequence[Plan]) -> None:
     """One line for each plan."""
     rows = [
-        {"topology": plan.topology, "slices": str(plan.slices)} | row(plan)
+        {"step": plan.step, "topology": plan.topology, "slices": str(plan.slices)}
+        | row(plan)
         for plan in plans
     ]
     with path.open("w", newline="") as file:
