@@ -83,20 +83,15 @@ def trips(programs: Mapping[str, list[str]]) -> dict[str, int]:
 
 
 def unrolled(text: str) -> str:
-    """A program with each loop of known length as often as it turns.
-
-    For who counts the body of a loop once; it is nothing to run.
-    """
+    """A program with each loop as often as it turns, for who counts its body once."""
     turns = trips(computations(text)[0])
     out = []
     for line in text.splitlines(keepends=True):
         if loop := _LOOP.match(line):
             name = loop["name"]
             for turn in range(1, turns[name]):
-                fresh = line.replace("ROOT ", "").replace(
-                    name, f"{name}.{turn}.turn", 1
-                )
-                out.append(fresh)
+                fresh = line.replace(name, f"{name}.{turn}.turn", 1)
+                out.append(fresh.replace("ROOT ", "", 1))
         out.append(line)
     return "".join(out)
 
@@ -117,7 +112,7 @@ class _Operations:
         """Its kind, what it is of, and its line; copies are what they copy."""
         one = _OPERATION.match(self._lines.get(name, ""))
         if one is None:
-            return "", [], ""
+            return "", [""], ""
         operands = [part.strip().lstrip("%") for part in one["operands"].split(",")]
         if one["kind"] in ("copy", "copy-start", "copy-done"):
             return self.read(operands[0])
@@ -125,10 +120,8 @@ class _Operations:
 
     def number(self, name: str) -> int | None:
         """The constant that it is."""
-        kind, operands, _ = self.read(name)
-        return (
-            int(operands[0]) if kind == "constant" and operands[0].isdigit() else None
-        )
+        kind, (first, *_), _ = self.read(name)
+        return int(first) if kind == "constant" and first.isdigit() else None
 
 
 def _turns(
@@ -136,15 +129,15 @@ def _turns(
 ) -> int:
     """How often a loop turns that counts from one constant to below another."""
     kind, operands, line = test.read(test.root)
-    if kind != "compare" or ", direction=LT" not in line:
+    (before, starts, _), (after, ends, _) = around.read(start), body.read(body.root)
+    if (kind, before, after) != ("compare", "tuple", "tuple"):
         return 1
     place = _INDEX.search(test.read(operands[0])[2])
     last = test.number(operands[1])
-    if place is None or last is None:
+    if place is None or last is None or ", direction=LT" not in line:
         return 1
     at = int(place[1])
-    first = around.number(around.read(start)[1][at])
-    step, name = 0, body.read(body.root)[1][at]
+    first, step, name = around.number(starts[at]), 0, ends[at]
     while (read := body.read(name))[0] == "add":
         name, more = read[1][0], body.number(read[1][1])
         if more is None:
