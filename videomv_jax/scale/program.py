@@ -115,8 +115,10 @@ def read(folder: Path) -> Program:
     Raises:
         RuntimeError: not what this can read.
     """
-    (program,), (memory,) = (list(folder.glob(pattern)) for pattern in (_LAST, _MEMORY))
-    text = program.read_text()
+    (schedule,), (memory,) = (
+        list(folder.glob(pattern)) for pattern in (_LAST, _MEMORY)
+    )
+    text = schedule.read_text()
     sizes: Counter[str] = Counter()
     for line in memory.read_text().splitlines():
         found = _ALLOCATION.match(line)
@@ -138,6 +140,7 @@ def read(folder: Path) -> Program:
 def needed(error: Exception) -> float:
     """Bytes that a program wanted, from the compiler's refusal; else raises it."""
     text = str(error)
+    # What the second calls temporaries is all: arguments are in it.
     used = re.search(
         r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm|"
         r"required for HLO temporaries \(([\d.]+)([KMGT])\) exceeds",
