@@ -40,21 +40,21 @@ def trace(
         if getattr(model, name) is not None
     }
     programs = Programs(model, parts)
-    # The weights are placed; the state alone tells which of the rest has prompts.
-    program, (weights, condition, table, state, *numbers), static = next(
+    program, arguments, static = next(
         programs.needed(config.batch_size, aware, "guided")
     )
+    weights, condition, *rest = arguments  # the weights have their places
+    table, state, *numbers = _placed(rest, whole)
     condition = dataclasses.replace(
         _placed(condition, batch), cameras=_placed(condition.cameras, whole)
     )
     state = dataclasses.replace(
-        _placed(state, whole), x=_placed(state.x, batch), x0=_placed(state.x0, batch)
+        state, x=_placed(state.x, batch), x0=_placed(state.x0, batch)
     )
-    rest = _placed((table, numbers), whole)
     read = ("unet", "vae", "reconstructor") if aware else ("unet",)
     count = sum(math.prod(x.shape) for name in read for x in weights[name])
     with jax.set_mesh(mesh):
-        traced = program.trace(weights, condition, rest[0], state, *rest[1], **static)
+        traced = program.trace(weights, condition, table, state, *numbers, **static)
     return traced, count
 
 
