@@ -279,9 +279,9 @@ class GroupNorm(nnx.Module):
     def _means(self, batch: int, *xs: Array) -> list[Array]:
         """Means of the groups of each of xs, for each channel.
 
-        The reduced axes are not merged: one of them may be sharded. If all samples are
-        few, two axes are summed one after the other, where the second is short: a GPU
-        then makes enough sums at once, and adds the rest with a group's channels.
+        The reduced axes are not merged: one of them may be sharded. Samples along one
+        axis are few: of two axes the second, where it is short, is summed alone, the
+        first with a group's channels, so that a GPU has enough sums to make at once.
         """
         samples, c = xs[0].shape[:batch], xs[0].shape[-1]
         axes = tuple(range(batch, xs[0].ndim - 1))
