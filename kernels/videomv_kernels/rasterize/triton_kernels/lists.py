@@ -109,7 +109,7 @@ def _pack_kernel(rank, *refs, plan: Plan, total: int, n: int, scene: int):
         return count + hit, mask | (hit << jnp.minimum(number, _MASKED - 1))
 
     zero = jnp.zeros_like(index)
-    count, mask = _walk(row[:6], *box, plan, visit, (zero, zero))
+    count, mask = _walk(row[:6], box[0], box[1], plan, visit, (zero, zero))
     row.append(lax.bitcast_convert_type(mask, jnp.float32))
     view = lax.div(inside, jnp.int32(n))
     target = jnp.where(valid, view * n + triton.load(rank.at[inside]), total)
