@@ -148,7 +148,7 @@ def test_the_trajectory(pipeline, convert, tmp_path):
     )
     table = samplers.ddim(programs.schedule, STEPS)
     numbers = np.float32(GUIDANCE), np.float32(0), np.uint32(SEED)
-    run = programs.advance.lower(
+    traced = programs.advance.trace(
         programs.weights,
         told,
         table,
@@ -157,7 +157,9 @@ def test_the_trajectory(pipeline, convert, tmp_path):
         *numbers,
         aware=False,
         mode="guided",
-    ).compile(compiler_options={"xla_backend_optimization_level": 0})
+    )
+    options = {"xla_backend_optimization_level": 0}
+    run = traced.lower().compile(compiler_options=options)
     assert int(table.count) == len(xs)
     for step, wanted in enumerate(xs):
         state = run(programs.weights, told, table, state, np.int32(step + 1), *numbers)

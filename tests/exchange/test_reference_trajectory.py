@@ -368,7 +368,7 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
     state = start(noise)
     numbers = np.float32(GUIDANCE), np.float32(0), np.uint32(SEED)
     # Compiling is what takes time here, so LLVM's part is left out.
-    run = programs.advance.lower(
+    traced = programs.advance.trace(
         programs.weights,
         told,
         table,
@@ -377,7 +377,9 @@ def test_reference_mode_equals_the_originals_loop(checkpoint, convert, tmp_path)
         *numbers,
         aware=True,
         mode="reference",
-    ).compile(compiler_options={"xla_backend_optimization_level": 0})
+    )
+    options = {"xla_backend_optimization_level": 0}
+    run = traced.lower().compile(compiler_options=options)
     for step in range(50):
         state = run(programs.weights, told, table, state, np.int32(step + 1), *numbers)
         for ours, wanted in ((state.x[0], xs[step]), (state.x0[0], x0s[step])):
