@@ -152,7 +152,7 @@ class Supervision:
         loss = color + jnp.square(renders.alpha - alpha).mean((1, 2, 3))
         metrics = {
             "psnr": -10 * jnp.log10(color.mean()),
-            "overflow": renders.overflow.sum().astype(jnp.float32),
+            "overflow": renders.overflow.sum(dtype=jnp.float32),
         }
         if self._config.lpips:
             metric: Any = self._metric.merge(constants["lpips"])
