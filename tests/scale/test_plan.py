@@ -265,6 +265,23 @@ def test_a_loop_that_does_not_say_how_often_it_turns(step, turns):
     assert (exchange.count, exchange.sent_bytes) == (turns, 8 * 8 * 4)
 
 
+@pytest.fixture
+def plan_small(monkeypatch, tmp_path):
+    """`plan(said, step, **fields)` of a small model on a small slice."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(module, "PRESETS", {"small": SMALL})
+
+    def plan(said, step="train", **fields):
+        config = TrainConfig(
+            stage="diffusion", model="small", batch_size=8, objects=8, **fields
+        )
+        found = module.plan(config, "v5e:2x4", said.append, tmp_path, step=step)
+        print({what: f"{size / 1e6:.1f} MB" for what, size in found.sent.items()})
+        return found
+
+    return plan
+
+
 @pytest.mark.slow
 @pytest.mark.tpu_aot
 @pytest.mark.parametrize(
@@ -279,28 +296,15 @@ def test_a_loop_that_does_not_say_how_often_it_turns(step, turns):
         ("fsdp_view", "none", "all-to-all view"),
     ],
 )
-def test_a_small_model_for_a_small_slice(
-    monkeypatch, tmp_path, strategy, remat, exchange
-):
-    pytest.importorskip("libtpu")
-    monkeypatch.setattr(module, "PRESETS", {"small": SMALL})
-    config = TrainConfig(
-        stage="diffusion",
-        model="small",
-        batch_size=8,
-        objects=8,
-        strategy=strategy,
-        remat=remat,
-    )
+def test_a_small_model_for_a_small_slice(plan_small, strategy, remat, exchange):
     said = []
-    found = module.plan(config, "v5e:2x4", said.append, tmp_path)
-    print({what: f"{size / 1e6:.1f} MB" for what, size in found.sent.items()})
+    found = plan_small(said, strategy=strategy, remat=remat)
     assert found.fits
     # Weights, average and two moments, float32, shared out, are what goes in.
     shares = found.mesh["fsdp"] * found.mesh["tensor"]
     assert found.argument_bytes > 4 * 4 * found.parameters / shares
     assert found.sent[exchange] > 0
-    assert module.plan(config, "v5e:2x4", said.append, tmp_path) == found
+    assert plan_small(said, strategy=strategy, remat=remat) == found
     assert "found in" in said[-1]
 
 
@@ -315,16 +319,8 @@ def test_a_small_model_for_a_small_slice(
         ("denoise_3d", "fsdp", "all-gather fsdp"),
     ],
 )
-def test_a_small_sampler_for_a_small_slice(
-    monkeypatch, tmp_path, step, strategy, exchange
-):
-    pytest.importorskip("libtpu")
-    monkeypatch.setattr(module, "PRESETS", {"small": SMALL})
-    config = TrainConfig(
-        stage="diffusion", model="small", batch_size=8, strategy=strategy
-    )
-    found = module.plan(config, "v5e:2x4", print, tmp_path, step=step)
-    print({what: f"{size / 1e6:.2f} MB" for what, size in found.sent.items()})
+def test_a_small_sampler_for_a_small_slice(plan_small, step, strategy, exchange):
+    found = plan_small([], step, strategy=strategy)
     assert found.fits and found.step == step
     # Weights of every part that is read, bf16, shared out, are what goes in.
     assert found.argument_bytes > 2 * found.parameters / found.mesh["fsdp"]
