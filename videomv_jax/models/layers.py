@@ -282,11 +282,13 @@ class GroupNorm(nnx.Module):
         The reduced axes are not merged: one of them may be sharded. Samples along one
         axis are few: of two axes the second, where it is short, is summed alone, the
         first with a group's channels, so that a GPU has enough sums to make at once.
+        Over a mesh that would send the sums of every row.
         """
         samples, c = xs[0].shape[:batch], xs[0].shape[-1]
         axes = tuple(range(batch, xs[0].ndim - 1))
-        short = batch == 1 and len(axes) == 2 and xs[0].shape[axes[1]] <= 256
-        sums = jnp.stack([x.sum(axes[1:] if short else axes) for x in xs])
+        staged = compat.has_cuda() and not sharding.ambient_axes()
+        staged &= batch == 1 and len(axes) == 2 and xs[0].shape[-2] <= 256
+        sums = jnp.stack([x.sum(axes[1:] if staged else axes) for x in xs])
         groups = (self.groups, c // self.groups)
         sums = sums.reshape(len(xs), *samples, -1, *groups).sum((-3, -1))
         means = sums / math.prod((*xs[0].shape[batch:-1], groups[1]))
