@@ -264,6 +264,39 @@ def over_views(
     )(*split, *shared)
 
 
+def over_devices(
+    f: Callable[..., jax.Array],
+    *inputs: tuple[jax.Array, tuple[str | None, ...]],
+    result: tuple[str | None, ...],
+) -> jax.Array:
+    """`f` of some arrays, on each device of the ambient mesh for its own part.
+
+    For a GPU's kernels, which the compiler cannot split: it would gather their inputs
+    whole on every device. A dimension that its mesh axes do not divide is whole.
+
+    Args:
+        f: treats the positions along named axes independently of each other.
+        inputs: arrays, each with the logical names of its dimensions (None: whole).
+        result: those of the result, none that no input has.
+    """
+    sizes = ambient_axes()
+    if not sizes:
+        return f(*(x for x, _ in inputs))
+    over = {None: None}
+    for x, axes in inputs:
+        for axis, size in zip(axes, x.shape, strict=True):
+            rule = RULES[axis] if axis else None
+            rule = (rule,) if isinstance(rule, str) else rule or ()
+            names = tuple(name for name in rule if name in sizes)
+            whole = size % math.prod(sizes[name] for name in names)
+            over[axis] = None if whole else names or None
+    specs = [PartitionSpec(*map(over.get, axes)) for _, axes in inputs]
+    split = jax.shard_map(
+        f, in_specs=tuple(specs), out_specs=PartitionSpec(*map(over.get, result))
+    )
+    return split(*(x for x, _ in inputs))
+
+
 def put(tree, shardings):
     """Arrays that every process holds whole, as global arrays.
 

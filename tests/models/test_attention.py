@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from videomv_kernels import view_attention
 
-from videomv_jax import compat
-from videomv_jax.models import unet
-from videomv_jax.models.attention import SelfAttention, ViewAttention, attention
+from videomv_jax import compat, sharding
+from videomv_jax.models import attention, unet
+from videomv_jax.models.attention import SelfAttention, ViewAttention
 from videomv_jax.training.state import Networks
 
 FLASH, BACKWARD = "@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("
@@ -63,14 +64,14 @@ def tokens(queries, keys, dtype="bfloat16", width=64):
 )
 def test_cudnn_where_it_is_faster_and_able(lowered, shapes, flash):
     # A new function each time: what is traced for a shape is kept.
-    text = lowered(lambda *qkv: attention(*qkv), *shapes)
+    text = lowered(lambda *qkv: attention.attention(*qkv), *shapes)
     assert text.count(FLASH) == flash
 
 
 @pytest.mark.parametrize("keys", [77, 1024])
 def test_its_gradient_gets_an_even_number_of_keys(lowered, keys):
     def loss(*qkv):
-        return attention(*qkv).astype(jnp.float32).sum()
+        return attention.attention(*qkv).astype(jnp.float32).sum()
 
     text = lowered(jax.grad(loss, (0, 1, 2)), *tokens(1024, keys))
     assert text.count(FLASH) == text.count(BACKWARD) == 1
@@ -127,3 +128,38 @@ def test_cudnn_reads_products_of_their_own(lowered):
         found = jax.jit(jax.grad(lambda params: loss(params)))(params)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "views", "part"),
+    [
+        ("dp", (1, 4, 16, 3, 64), (1, 4, 16, 2, 32)),
+        ("tp", (4, 4, 16, 3, 64), (4, 4, 16, 2, 32)),  # four do not share two heads
+        ("fsdp_view", (4, 4, 4, 3, 64), (4, 1, 16, 2, 32)),
+    ],
+)
+@pytest.mark.parametrize("kind", [ViewAttention, SelfAttention])
+def test_each_device_attends_for_its_part(monkeypatch, kind, strategy, views, part):
+    """A GPU's kernels, which would be given everything; here their twins are."""
+    seen = []
+
+    def spy(module, name):
+        real = getattr(module, name)
+
+        def call(x, *args, **options):
+            seen.append(x.shape)
+            return real(x, *args, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    spy(view_attention, "reference")
+    spy(attention, "_plain")
+    layer = kind(64, 2, bias=False, dtype="float32", rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (8, 4, 16, 64))
+    wanted = layer(x)
+    mesh = sharding.make_mesh(strategy)
+    with compat.compiling_for("gpu"), jax.set_mesh(mesh):
+        seen.clear()
+        found = jax.jit(layer)(jax.device_put(x, sharding.batch_sharding(mesh)))
+    assert seen == [views if kind is ViewAttention else part]
+    np.testing.assert_allclose(found, wanted, 1e-4, 1e-4)

@@ -51,6 +51,29 @@ def attention(
     return jax.lax.platform_dependent(q, k, v, cuda=_cudnn, default=default)
 
 
+def over_mesh(
+    q: Float[Array, "b *l h d"],
+    k: Float[Array, "b *m h d"],
+    v: Float[Array, "b *m h d"],
+) -> Float[Array, "b *l h d"]:
+    """`attention` where the mesh of the context splits clips, views and heads.
+
+    Args:
+        q: queries `[b, f, l, h, d]` of views apart, or `[b, f l, h, d]` of all of a
+            clip's.
+        k, v: of each view, or `[b, m, h, d]` for all of a clip's.
+    """
+    shared = q.ndim == 4
+    if compat.has_cuda():
+        own = "batch", "views", *[None] * (q.ndim - 4), "heads", None
+        axes = ("batch", None, "heads", None) if shared else own
+        inputs = (q, own), (k, axes), (v, axes)
+        return sharding.over_devices(attention, *inputs, result=own)
+    if shared:
+        return sharding.over_views(attention, q, shared=(k, v))
+    return sharding.over_views(attention, q, k, v)
+
+
 def _cudnn(q, k, v):
     batch = q.shape[:-3]
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))
@@ -158,7 +181,7 @@ class SelfAttention(nnx.Module):
         heads = (*x.shape[:-1], self.heads, -1)
         q, k, v = (part.reshape(heads) for part in parts)
         if x.ndim == 4 and mask is None:
-            y = sharding.over_views(attention, q, k, v)
+            y = over_mesh(q, k, v)
         else:
             y = attention(q, k, v, mask)
         return self.out(checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED), onto)
@@ -176,14 +199,26 @@ class ViewAttention(SelfAttention):
             x: tokens of f views; a mesh with `view` splits the pixels l.
             onto: what to add to the result.
         """
-        attend = functools.partial(_among_views, heads=self.heads)
-        y = sharding.over_views(attend, self.qkv(x), axis=2)
+        qkv = self.qkv(x)
+        if compat.has_cuda():
+            split = "batch", None, "pixels", None, "heads", None
+            heads = qkv.reshape(*qkv.shape[:-1], self.heads, -1)
+            result = "batch", None, "pixels", "heads", None
+            y = sharding.over_devices(_among_views, (heads, split), result=result)
+            y = y.reshape(*x.shape[:-1], -1)
+        else:
+            plain = functools.partial(view_attention.reference, heads=self.heads)
+            y = sharding.over_views(plain, qkv, axis=2)
         return self.out(checkpoint_name(y, ATTENDED), onto)
 
 
-def _among_views(qkv, heads: int):
+def _among_views(qkv: Float[Array, "b f l 3 h d"]) -> Float[Array, "b f l h d"]:
+    *_, heads, width = qkv.shape
+    joined = qkv.reshape(*qkv.shape[:-2], -1)
     plain = functools.partial(view_attention.reference, heads=heads)
-    if not (compat.has_cuda() and view_attention.supports(qkv, heads)):
-        return plain(qkv)
-    kernel = functools.partial(view_attention.view_attention, heads=heads)
-    return jax.lax.platform_dependent(qkv, cuda=kernel, default=plain)
+    if view_attention.supports(joined, heads):
+        kernel = functools.partial(view_attention.view_attention, heads=heads)
+        y = jax.lax.platform_dependent(joined, cuda=kernel, default=plain)
+    else:
+        y = plain(joined)
+    return y.reshape(*y.shape[:-1], heads, width)

@@ -20,7 +20,7 @@ from videomv_jax.models.attention import (
     ATTENDED,
     SelfAttention,
     ViewAttention,
-    attention,
+    over_mesh,
 )
 from videomv_jax.models.layers import (
     Conv,
@@ -148,7 +148,7 @@ class CrossAttention(nnx.Module):
         kv = self.kv(context)
         k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
         q = self.q(x).reshape(b, x.shape[1] * x.shape[2], heads, -1)
-        y = sharding.over_views(attention, q, shared=(k, v))
+        y = over_mesh(q, k, v)
         return self.out(checkpoint_name(y.reshape(x.shape), ATTENDED), onto)
 
 
