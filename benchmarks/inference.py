@@ -6,7 +6,8 @@
 Weights are random, in bfloat16 on a GPU. Expected: a table that grows row by row, and
 after each row the same as JSON, so that nothing is lost when time is up. Rows:
 
-    unet      one forward pass of a guidance batch: 2 clips of 24 views of 32x32 latents
+    unet      one forward pass of a guidance batch: 24 views, 32x32 latents, 2 texts
+    clips     the same of two clips, which share nothing
     choices   the same with one choice at a time undone
     vae       24 images of 256x256 decoded, and encoded
     torch     the peers of these, diffusers' modules, eager; needs torch and diffusers
@@ -139,7 +140,8 @@ def timed(table: Table, args, work: str, run, inputs, flops: str, **more) -> Non
     table.add(work, ms, **more)
 
 
-def unet_inputs(config: ModelConfig):
+def unet_inputs(config: ModelConfig, clips: int = 1):
+    """Latents, time, two texts and cameras: of one clip, as guidance has them."""
     unet, cameras = config.unet, config.cameras
     assert unet is not None and config.vae is not None
     side = cameras.size // config.vae.downsampling
@@ -148,14 +150,14 @@ def unet_inputs(config: ModelConfig):
     def make():
         keys = jax.random.split(jax.random.key(0), 3)
         shapes = (
-            (2, cameras.views, side, side, unet.in_channels),
+            (clips, cameras.views, side, side, unet.in_channels),
             (2, 77, unet.context_dim),
-            (2, cameras.views, unet.camera_dim),
+            (clips, cameras.views, unet.camera_dim),
         )
         return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
 
     x, context, camera = make()
-    return x, jnp.full((2,), 500), context, camera
+    return x, jnp.full((clips,), 500), context, camera
 
 
 def unet_rows(table: Table, args) -> None:
@@ -182,6 +184,12 @@ def unet_rows(table: Table, args) -> None:
                 kinds=by_kind(found),
                 kernels=found[:120],
             )
+    if "clips" in args.rows:
+        two = unet_inputs(config, 2)
+        run, more = compiled(forward, weights, *two)
+        timed(
+            table, args, "UNet forward, two clips", run, (weights, *two), "unet", **more
+        )
     if "choices" not in args.rows:
         return
     undone = {
@@ -375,6 +383,7 @@ def torch_rows(table, args) -> None:
 
 ROWS = (
     "unet",
+    "clips",
     "choices",
     "vae",
     "torch",
@@ -410,7 +419,7 @@ def main() -> None:
     about = {"device": device.device_kind, "jax": jax.__version__, "model": args.model}
     table = Table(about, args.json)
     wanted = set(args.rows)
-    if wanted & {"unet", "choices"}:
+    if wanted & {"unet", "clips", "choices"}:
         unet_rows(table, args)
     if "vae" in wanted:
         vae_rows(table, args)

@@ -219,7 +219,7 @@ class VideoMV:
         programs.compile(len(prompts), aware, mode, told)
         condition, state = programs.start(
             weights,
-            np.concatenate([tokens, negative]),
+            np.stack([tokens, negative], 1).reshape(-1, tokens.shape[-1]),
             seeds,
             orbit,
             photos,

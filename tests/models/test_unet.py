@@ -187,6 +187,21 @@ def test_conditions_matter_once_trained_and_cameras_not_before(small):
     np.testing.assert_array_equal(fresh.fps_embedding(jnp.ones((1, 64))), 0)
 
 
+def test_texts_of_a_clip_share_what_comes_before_them(small, error):
+    batch = inputs()
+    batch["context"] = jnp.concatenate([batch["context"], 2 * batch["context"]])
+    alone = {
+        name: x if name == "context" else jnp.repeat(x, 2, 0)
+        for name, x in batch.items()
+    }
+    assert error(call(small, batch), call(small, alone)) < 1e-6
+    shared, apart = (
+        count(jax.jit(lambda x: forward(small, x)).trace(x).jaxpr)
+        for x in (batch, alone)
+    )
+    assert shared < 0.95 * apart
+
+
 def test_dropout_follows_its_key(filled):
     config = dataclasses.replace(SMALL, multipliers=(1,), attention_levels=0)
     still = filled(lambda: make(config))

@@ -167,7 +167,7 @@ def test_in_the_loop_with_real_networks():
     def run(state, steps, noise, key):
         vae, reconstructor = nnx.merge(graph, state)
         return loop.sample(
-            lambda x, t: 0.1 * x,
+            lambda x, t: jnp.repeat(0.1 * x, 2, 0),
             "epsilon",
             steps,
             noise,

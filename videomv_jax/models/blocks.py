@@ -30,6 +30,7 @@ from videomv_jax.models.layers import (
     gelu,
     linear,
     linears,
+    repeated,
 )
 from videomv_jax.types import PRNGKey
 
@@ -198,11 +199,13 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b f l c"], context: Float[Array, "b m k"] | None = None
-    ) -> Float[Array, "b f l c"]:
-        """Args: tokens, and the context if its width was declared."""
+        self, x: Float[Array, "b f l c"], context: Float[Array, "n m k"] | None = None
+    ) -> Float[Array, "n f l c"]:
+        """Args: tokens, and the context if its width was declared, see `repeated`."""
         shared = [] if context is None else [context]
         x = self.attn1(self.norm1(x), onto=x)
+        if context is not None:
+            x = repeated(x, len(context))
         x = self.attn2(self.norm2(x), *shared, onto=x)
         return self.ff(self.norm3(x), onto=x)
 
@@ -226,12 +229,14 @@ class SpatialTransformer(nnx.Module):
         self.block = TransformerBlock(features, heads, context, dtype=dtype, rngs=rngs)
         self.proj_out = dense(features, features, axes=("embed", "mlp"), zero=True)
 
-    def __call__(self, x: Video, context: Float[Array, "b m k"]) -> Video:
-        """Args: x, and the text tokens of each clip."""
+    def __call__(
+        self, x: Video, context: Float[Array, "n m k"]
+    ) -> Float[Array, "n f h w c"]:
+        """Args: x, and the text tokens of each clip, see `repeated`."""
         b, f, h, w, c = x.shape
         y = x.reshape(b, f, h * w, c)
         z = self.block(self.proj_in(self.norm(y, 2)), context)
-        return self.proj_out(z, onto=y).reshape(x.shape)
+        return self.proj_out(z, onto=repeated(y, len(z))).reshape(-1, f, h, w, c)
 
 
 class TemporalTransformer(nnx.Module):

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videomv_jax.models.attention import SelfAttention
-from videomv_jax.models.layers import Conv, LayerNorm, gelu, linear
+from videomv_jax.models.layers import Conv, LayerNorm, gelu, linear, repeated
 from videomv_jax.types import InputError
 
 # The latent is averaged to this side before it becomes tokens, a quarter of it each
@@ -45,12 +45,12 @@ class ImagePrompt:
 
     Attributes:
         latent: scaled VAE latent of the photo, which is the clip's first view.
-        embedding: the image encoder's vector; zeros in the unconditional branch of
-            guidance. None leaves its tokens out.
+        embedding: the image encoder's vector, one for each text of a clip: zeros in
+            the unconditional branch of guidance. None leaves its tokens out.
     """
 
     latent: Float[Array, "b h w c"]
-    embedding: Float[Array, "b d"] | None
+    embedding: Float[Array, "n d"] | None
 
 
 class ImageCondition(nnx.Module):
@@ -126,7 +126,7 @@ class ImageCondition(nnx.Module):
         tokens = self.tokens_of_latent(latent)
         if image.embedding is not None:
             more = self.tokens_of_embedding(image.embedding)
-            tokens = jnp.concatenate([tokens, more], 1)
+            tokens = jnp.concatenate([repeated(tokens, len(more)), more], 1)
         return features, tokens
 
     def spatial(

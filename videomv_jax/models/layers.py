@@ -385,6 +385,15 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
+def repeated(x: Float[Array, "b ..."], count: int) -> Float[Array, "n ..."]:
+    """Each clip once for each of its texts, `count` in all; x itself for one each.
+
+    The texts of a clip, such as guidance's two, follow each other: a mesh that splits
+    clips splits texts likewise.
+    """
+    return x if len(x) == count else jnp.repeat(x, count // len(x), 0)
+
+
 def sinusoid(t: Float[Array, "b"], features: int) -> Float[Array, "b d"]:
     """Sinusoidal embedding of time steps, cosines first, float32.
 

@@ -35,9 +35,10 @@ from videomv_jax.models.layers import (
     GroupNorm,
     UpsampleConv,
     linear,
+    repeated,
     sinusoid,
 )
-from videomv_jax.types import InputError, PRNGKey, TextStates
+from videomv_jax.types import InputError, PRNGKey
 
 
 def _is_product(primitive, *_, **__) -> bool:
@@ -267,20 +268,23 @@ class UNet(nnx.Module):
         self,
         x: Float[Array, "b f h w i"],
         t: Int[Array, "b"] | Float[Array, "b"],
-        context: TextStates,
+        context: Float[Array, "n l k"],
         camera: Float[Array, "b f k"] | None = None,
         *,
         fps: Int[Array, "b"] | Float[Array, "b"] | None = None,
         image: ImagePrompt | None = None,
         key: PRNGKey | None = None,
-    ) -> Float[Array, "b f h w o"]:
+    ) -> Float[Array, "n f h w o"]:
         """Predict.
+
+        A clip may have several texts, such as guidance's two, which follow each other:
+        what comes before the first attention to the text is computed once for all.
 
         Args:
             x: noised latents; height and width are multiples of
                 2^(number of levels - 1). One view (f = 1) is allowed.
             t: time step of each clip, 0 to 999.
-            context: text tokens of each clip.
+            context: text tokens, n a multiple of b.
             camera: flattened 4x4 OpenGL camera-to-world matrix of each view in the
                 z-up world; None leaves cameras out (single images in joint training).
             fps: frame rate of each clip, for models conditioned on it.
@@ -288,7 +292,7 @@ class UNet(nnx.Module):
             key: dropout key; None for no dropout.
 
         Returns:
-            The prediction, float32.
+            The prediction for each text, float32.
 
         Raises:
             InputError: shapes that do not fit, or a frame rate or image given to a
@@ -303,12 +307,13 @@ class UNet(nnx.Module):
             assert image is not None
             features, tokens = self.image(image, x.shape[1])
             x = jnp.concatenate([x, features], -1)
+            tokens = repeated(tokens, len(context))
             context = jnp.concatenate([context.astype(jnp.float32), tokens], 1)
         x = x.astype(self.config.dtype)
         context = context.astype(self.config.dtype)
 
         def through(stage: Stage, x: Video) -> Video:
-            x = run(stage.res, x, embedding, next(keys))
+            x = run(stage.res, x, repeated(embedding, len(x)), next(keys))
             if stage.spatial is not None:
                 x = run(stage.spatial, x, context)
                 x = run(stage.temporal, x)
@@ -323,13 +328,14 @@ class UNet(nnx.Module):
             if level.resample is not None:
                 x = level.resample(x)
                 skips.append(x)
-        x = run(self.middle.first, x, embedding, next(keys))
+        x = run(self.middle.first, x, repeated(embedding, len(x)), next(keys))
         x = run(self.middle.spatial, x, context)
         x = run(self.middle.temporal, x)
-        x = run(self.middle.last, x, embedding, next(keys))
+        x = run(self.middle.last, x, repeated(embedding, len(x)), next(keys))
         for level in self.up:
             for stage in level.stages:
-                x = through(stage, jnp.concatenate([x, skips.pop()], -1))
+                skip = repeated(skips.pop(), len(x))
+                x = through(stage, jnp.concatenate([x, skip], -1))
             if level.resample is not None:
                 x = level.resample(x)
         y = self.conv_out(jax.nn.silu(self.norm_out(x, 2)))
@@ -360,9 +366,11 @@ class UNet(nnx.Module):
             raise InputError(f"x is {x.shape}; want h and w to be multiples of {step}")
         if t.shape != (b,):
             raise InputError(f"t is {t.shape}; want ({b},), one step per clip")
-        if context.shape[::2] != (b, config.context_dim):
+        n, _, width = context.shape
+        if n % b or width != config.context_dim:
             raise InputError(
-                f"context is {context.shape}; want [{b}, l, {config.context_dim}]"
+                f"context is {context.shape}; want [n, l, {config.context_dim}], n a "
+                f"multiple of {b}"
             )
         if camera is not None and camera.shape != (b, f, config.camera_dim):
             raise InputError(
@@ -377,9 +385,15 @@ class UNet(nnx.Module):
                 f"image is {'missing' if image is None else 'given'}, but the model "
                 f"takes {'none' if config.image is None else 'one'}"
             )
-        if image is not None and image.latent.shape != (b, *x.shape[2:]):
+        if image is None:
+            return
+        if image.latent.shape != (b, *x.shape[2:]):
             raise InputError(
                 f"image.latent is {image.latent.shape}; want {(b, *x.shape[2:])}"
+            )
+        if image.embedding is not None and len(image.embedding) not in (b, n):
+            raise InputError(
+                f"image.embedding is {image.embedding.shape}; want {b} or {n} vectors"
             )
 
 

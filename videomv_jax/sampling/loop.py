@@ -20,9 +20,9 @@ from videomv_jax.sampling.guidance import guide
 from videomv_jax.sampling.samplers import MAX_STEPS, Steps
 from videomv_jax.types import InputError, PredictionKind, PRNGKey
 
-# (x [n, ...], t [n]) -> the network's output [n, ...]. Under guidance n is 2 b: the
-# conditional branch of the whole batch, then the unconditional one.
-Denoise = Callable[[Float[Array, "n ..."], Int[Array, "n"]], Float[Array, "n ..."]]
+# (x [b, ...], t [b]) -> the network's output [n, ...]. Under guidance n is 2 b: of each
+# sample the conditional branch, then the unconditional one.
+Denoise = Callable[[Float[Array, "b ..."], Int[Array, "b"]], Float[Array, "n ..."]]
 
 # (x0, key or None) -> x0, and a count of what the projection had to drop (0: nothing).
 Project = Callable[
@@ -96,7 +96,7 @@ def advance(
         steps: the sampler's table, marked by `project_at` where x0 is projected.
         state: from `start`, or from an earlier call.
         until: number of steps done at the end.
-        guidance: scale of classifier-free guidance; None runs one branch only.
+        guidance: scale of classifier-free guidance; None: the network has one branch.
         rescale: see `guide`.
         project: the 3D projection of x0, a function the loop knows nothing about.
         mode: "guided" projects the guided x0, once. "reference" is the original: both
@@ -118,15 +118,14 @@ def advance(
 
     def estimate(x, index):
         """x0 at this step, and what its projection dropped."""
-        branches = x if guidance is None else jnp.concatenate([x, x])
-        times = jnp.broadcast_to(jnp.asarray(steps.t)[index], branches.shape[:1])
-        output = denoise(branches, times).astype(jnp.float32)
+        times = jnp.broadcast_to(jnp.asarray(steps.t)[index], x.shape[:1])
+        output = denoise(x, times).astype(jnp.float32)
 
         def merge(values):
             if guidance is None:
                 return values
-            conditional, unconditional = jnp.split(values, 2)
-            return guide(conditional, unconditional, guidance, rescale)
+            branches = values.reshape(len(x), 2, *values.shape[1:])
+            return guide(branches[:, 0], branches[:, 1], guidance, rescale)
 
         def plain():
             x0 = to_x0(steps, kind, x, merge(output), index)
@@ -135,6 +134,7 @@ def advance(
         def aware():
             if mode == "guided":
                 return projected(plain()[0], index)
+            branches = jnp.repeat(x, len(output) // len(x), 0)
             x0 = to_x0(steps, kind, branches, output, index)
             x0, dropped = projected(x0, index)
             return merge(x0), dropped

@@ -43,10 +43,10 @@ class Condition:
     """What the UNet is told of a batch at every step, in both branches of guidance.
 
     Attributes:
-        text: states of the prompts, then of the negative prompt.
+        text: states of each prompt, and behind them those of the negative prompt.
         cameras: of the f views, shared by the batch.
-        image: photos, of a model that takes some: the same latents in both branches,
-            and no vectors in the second.
+        image: photos, of a model that takes some, whose vectors are zero in the
+            unconditional branch.
     """
 
     text: TextStates
@@ -250,10 +250,8 @@ class Programs:
                 photos[:, None], key if mode == "reference" else None
             )[:, 0]
             vectors = self._merge("image_encoder", weights)(photos)
-            image = ImagePrompt(
-                jnp.concatenate([latent, latent]),
-                jnp.concatenate([vectors, jnp.zeros_like(vectors)]),
-            )
+            vectors = jnp.stack([vectors, jnp.zeros_like(vectors)], 1)
+            image = ImagePrompt(latent, vectors.reshape(-1, vectors.shape[-1]))
         text = self._merge("text_encoder", weights)(tokens)
         return Condition(text, orbit, image), start(noise(seeds))
 
@@ -273,7 +271,7 @@ class Programs:
     ) -> SamplingState:
         """The denoising loop up to a step."""
         unet = self._merge("unet", weights)
-        b = len(condition.text)
+        b = len(state.x)
         camera = unet_condition(condition.cameras)
         told: dict[str, Any] = {
             "context": condition.text,

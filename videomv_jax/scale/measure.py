@@ -11,12 +11,13 @@ from rich.table import Table
 from videomv_jax import sharding
 from videomv_jax.presets import PRESETS
 from videomv_jax.scale.collectives import collectives, totals
+from videomv_jax.scale.plan import trace
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.diffusion import DiffusionTask
 from videomv_jax.training.flops import PEAK_FLOPS
 from videomv_jax.training.flops import count as count_flops
 from videomv_jax.training.state import create_state, make_mesh
-from videomv_jax.training.step import make_optimizer, make_step
+from videomv_jax.training.step import make_optimizer
 from videomv_jax.types import InputError
 
 
@@ -84,6 +85,12 @@ def measure(
         raise InputError.unknown("model", config.model, PRESETS)
     mesh = make_mesh(config, jax.local_devices()[:devices])
     name = f"{config.strategy} on {devices}"
+    say(f"{name}: compiling")
+    clock = time.perf_counter()
+    traced, _ = trace(config, PRESETS[config.model], mesh)
+    flops = count_flops(traced.jaxpr)
+    step = traced.lower().compile()
+    compile_seconds = time.perf_counter() - clock
     say(f"{name}: making the state")
     task = DiffusionTask(config, PRESETS[config.model])
     optimizer = make_optimizer(config)
@@ -101,15 +108,6 @@ def measure(
     )
     index = [sharding.put(row, batch) for row in numbers]
     key = jax.device_put(jax.random.key(2), whole)
-    say(f"{name}: compiling")
-    clock = time.perf_counter()
-    with jax.set_mesh(mesh):
-        traced = make_step(task, optimizer, config).trace(
-            state, constants, index[0], key
-        )
-        flops = count_flops(traced.jaxpr)
-        step = traced.lower().compile()
-    compile_seconds = time.perf_counter() - clock
     seconds, losses = [], []
     for number, one in enumerate(index):
         say(f"{name}: step {number + 1} of {len(index)}")
