@@ -9,6 +9,7 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec
 from rich.console import Console
@@ -24,7 +25,7 @@ from videomv_jax.training.state import (
     create_state,
     make_mesh,
 )
-from videomv_jax.training.step import make_optimizer, make_step
+from videomv_jax.training.step import global_norm, make_optimizer, make_step
 from videomv_jax.types import InputError
 
 
@@ -185,6 +186,28 @@ def test_termination_saves_and_ends(tmp_path):
     parts = run(tmp_path / "parts")
     for name in whole:
         np.testing.assert_array_equal(parts[name], whole[name])
+
+
+@pytest.mark.parametrize("size", [0.1, 100])
+def test_clips_as_optax_does(size):
+    """By one norm for all gradients, of which some share a shape."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 4), "b": (5,), "c": (3, 4), "d": (), "e": (3, 4)}
+    gradients = {
+        name: jnp.asarray(size * rng.normal(size=shape), jnp.float32)
+        for name, shape in shapes.items()
+    }
+    norm = global_norm(gradients)
+    np.testing.assert_allclose(norm, optax.tree.norm(gradients), rtol=1e-6)
+    clip = make_optimizer(CONFIG)
+    plain = optax.chain(
+        optax.clip_by_global_norm(CONFIG.clip_norm), optax.scale_by_adam(b2=0.99)
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = clip.update(gradients, clip.init(gradients), gradients, norm=norm)
+        _, wanted = plain.update(gradients, plain.init(gradients))
+    for name, moment in wanted[1].mu.items():
+        np.testing.assert_allclose(state[1][0].mu[name], moment, rtol=1e-5)
 
 
 def test_spikes_are_skipped_and_counted():

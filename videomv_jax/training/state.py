@@ -252,15 +252,19 @@ def apply_gradients(
     loss: Array,
     norm: Array,
     gradients: Params,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     config: TrainConfig,
 ) -> TrainState:
     """One update, or none where the loss is a spike or anything is not finite.
 
+    `norm` is that of all gradients.
+
     The average warms up: min(decay, (1 + step) / (10 + step)).
     """
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to int counts
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, norm=norm
+        )
     params: Any = optax.apply_updates(state.params, updates)
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))

@@ -69,13 +69,45 @@ class Task(Protocol):
         ...
 
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping; linear warm-up, cosine to 0 at the end."""
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformationExtraArgs:
+    """AdamW behind global-norm clipping; linear warm-up, cosine to 0 at the end.
+
+    Its updates take the gradients' `norm`, which `make_step` logs too.
+    """
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        _clip(config.clip_norm),
         optax.adamw(_rate(config), b2=config.beta2, weight_decay=config.weight_decay),
         parts.scale_by_part(config.rate_spatial, config.rate_text),
     )
+
+
+def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, given the norm."""
+
+    def update(updates, state, params=None, **extra):
+        norm = extra["norm"]
+        factor = jnp.where(norm < limit, 1, limit / norm)
+        return jax.tree.map(lambda u: u * factor, updates), state
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
+
+
+def global_norm(gradients: Params) -> Array:
+    """`optax.tree.norm`, with one sum for all gradients of one shape on one device.
+
+    Squares of some dozens of them are added up by one kernel, where a sum each would be
+    two kernels each, and most are small. Several devices may hold those of one shape
+    differently, so there each has its own.
+    """
+    if sharding.ambient_axes():
+        return optax.tree.norm(gradients)
+    squares: dict[tuple[int, ...], Array] = {}
+    for x in gradients.values():
+        square = jnp.square(x)
+        squares[x.shape] = squares[x.shape] + square if x.shape in squares else square
+    return jnp.sqrt(sum(x.sum() for x in squares.values()))
 
 
 def _rate(config: TrainConfig) -> optax.Schedule:
@@ -83,7 +115,9 @@ def _rate(config: TrainConfig) -> optax.Schedule:
 
 
 def make_step(
-    task: Task, optimizer: optax.GradientTransformation, config: TrainConfig
+    task: Task,
+    optimizer: optax.GradientTransformationExtraArgs,
+    config: TrainConfig,
 ) -> Callable[[TrainState, Any, Batch, PRNGKey], tuple[TrainState, Metrics]]:
     """The jitted update `(state, constants, batch, key) -> (state, metrics)`.
 
@@ -102,7 +136,7 @@ def make_step(
         if config.accumulate > 1:
             gradient = _accumulated(gradient, config.accumulate)
         (value, metrics), gradients = gradient(state.params, batch, key)
-        norm = optax.tree.norm(gradients)
+        norm = global_norm(gradients)
         updates = state.step - state.health.skipped
         own = {"grad_norm": norm, "learning_rate": _rate(config)(updates)}
         state = apply_gradients(state, value, norm, gradients, optimizer, config)
