@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from videomv_jax import compat, sharding
+from videomv_jax.models import layers
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.feed import Batch, Feed
@@ -130,6 +131,9 @@ def make_step(
 
         def loss(params, batch, key):
             networks = task.networks.merge(parts.merge(params, state.frozen))
+            for network in networks.values():
+                # Once a step: not again where the backward pass recomputes a layer.
+                layers.cast_weights(network)
             return task.loss(networks, constants, batch, key)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
