@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from videomv_jax import compat
 from videomv_jax.convert import mapping
 from videomv_jax.convert import unet as names
 from videomv_jax.models import blocks, layers
@@ -145,3 +146,24 @@ def test_initial_values_have_their_variance_and_differ():
     np.testing.assert_array_equal(again, kernels[0])
     other = layers.linear(64, 192, rngs=nnx.Rngs(4), **OPTIONS).kernel[...]
     assert abs(np.corrcoef(np.ravel(other), flat[0])[0, 1]) < 0.05
+
+
+def test_gradients_on_a_gpu():
+    """There norms and gated products have gradients of their own."""
+    x, onto = (jax.random.normal(jax.random.key(i), (2, 3, 8, 64)) for i in range(2))
+
+    def gradients(dtype):
+        block = blocks.TransformerBlock(64, 2, dtype=dtype, rngs=nnx.Rngs(0))
+        graph, params = nnx.split(block)
+
+        def loss(params, x):
+            y = nnx.merge(graph, params)(x.astype(dtype))
+            return (y.astype("float32") * onto).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1)))(params, x)
+
+    wanted = gradients("float32")
+    with compat.compiling_for("gpu"):
+        found = gradients("bfloat16")
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert float(jnp.linalg.norm(a - b)) < 0.03 * float(jnp.linalg.norm(b))

@@ -14,8 +14,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+from videomv_kernels import gated_product
 
-from videomv_jax import sharding
+from videomv_jax import compat, sharding
 from videomv_jax.models.attention import (
     ATTENDED,
     SelfAttention,
@@ -165,7 +166,16 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "... c"], *, onto: Float[Array, "... c"]
     ) -> Float[Array, "... c"]:
         """Args: x, and what to add to the result."""
-        y = self.gated(x)
+        y, dtype = self.gated.product(x), self.gated.dtype
+        # A mesh would have the kernel's operands gathered.
+        alone = not sharding.ambient_axes()
+        if compat.has_cuda() and alone and gated_product.supports(y):
+            y = jax.lax.optimization_barrier(y)
+            bias, kernel = self.gated.bias, self.out.kernel
+            assert bias is not None
+            weights = bias[...].astype(dtype), kernel[...].astype(dtype)
+            return self.out.added(gated_product.gated_product(y, *weights), onto)
+        y = self.gated.added(y)
         return self.out(y[..., 0, :] * gelu(y[..., 1, :]), onto)
 
 
@@ -203,11 +213,14 @@ class TransformerBlock(nnx.Module):
     ) -> Float[Array, "n f l c"]:
         """Args: tokens, and the context if its width was declared, see `repeated`."""
         shared = [] if context is None else [context]
-        x = self.attn1(self.norm1(x), onto=x)
+        y, x = self.norm1.beside(x)
+        x = self.attn1(y, onto=x)
         if context is not None:
             x = repeated(x, len(context))
-        x = self.attn2(self.norm2(x), *shared, onto=x)
-        return self.ff(self.norm3(x), onto=x)
+        y, x = self.norm2.beside(x)
+        x = self.attn2(y, *shared, onto=x)
+        y, x = self.norm3.beside(x)
+        return self.ff(y, onto=x)
 
 
 class SpatialTransformer(nnx.Module):

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+from videomv_kernels import layer_norm
 
 from videomv_jax import compat, sharding
 from videomv_jax.types import PRNGKey
@@ -52,7 +53,16 @@ class Linear(nnx.Module):
         It is added before the bias: then cuBLAS adds both while it multiplies, and the
         sum is written once (`compat.compiler_options`).
         """
-        y = self._product(x, ...)
+        return self.added(self.product(x), onto)
+
+    def product(self, x: Float[Array, "... i"]) -> Float[Array, "..."]:
+        """The layer without its bias."""
+        return self._product(x, ...)
+
+    def added(
+        self, y: Float[Array, "..."], onto: Float[Array, "..."] | None = None
+    ) -> Float[Array, "..."]:
+        """The layer's result, given its product: with its bias, and what to add."""
         if onto is not None:
             y = onto.astype(self.dtype) + y
         y = self._biased(y, ...)
@@ -351,12 +361,24 @@ class LayerNorm(nnx.Module):
         scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
         return (y * scale + bias).astype(self.dtype)
 
+    def beside(
+        self, x: Float[Array, "... c"]
+    ) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
+        """The norm of x, and x, for a shortcut: on a GPU one kernel adds gradients."""
+        # A mesh would have the kernel's operands gathered.
+        alone = not sharding.ambient_axes()
+        fits = x.dtype == self.dtype and layer_norm.supports(x)
+        if compat.has_cuda() and alone and fits:
+            weights = self.scale[...], self.bias[...]
+            return layer_norm.layer_norm(x, *weights, self.eps)
+        return self(x), x
+
 
 def cast_weights(module: nnx.Module) -> None:
     """Hold linear layers' and convolutions' weights in their compute type, in place.
 
-    For inference: nothing is lost to what they compute, and they are read faster. The
-    module may be abstract.
+    Nothing is lost to what they compute, and they are read faster. Float32 ones are to
+    be kept elsewhere, if they are to be saved or trained. The module may be abstract.
     """
     for layer in _weighted(module):
         for name in ("kernel", "bias"):

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from videomv_jax import sharding
+from videomv_jax import compat, sharding
 from videomv_jax.models.attention import ATTENDED
 from videomv_jax.models.blocks import (
     ResBlock,
@@ -41,11 +41,15 @@ from videomv_jax.models.layers import (
 from videomv_jax.types import InputError, PRNGKey
 
 
-def _is_product(primitive, *_, **__) -> bool:
+def _is_product(primitive, *operands, **params) -> bool:
     """Whether an operation is a linear layer or a convolution, or a norm's sum.
 
-    Those sums are small, and without them a norm is computed element by element.
+    Those sums are small, and without them a norm is computed element by element. But
+    for those of layer norms on a GPU: there a kernel sums and writes them in one pass,
+    and another finds their gradients from their inputs.
     """
+    if primitive.name == "reduce_sum" and compat.has_cuda():
+        return params["axes"] != (operands[0].ndim - 1,)
     return primitive.name in ("dot_general", "conv_general_dilated", "reduce_sum")
 
 
@@ -55,7 +59,7 @@ def _is_narrow_product(primitive, *operands, **params) -> bool:
         (_, (contracted, *_)), (batch, _) = params["dimension_numbers"]
         kernel = operands[1]
         return not batch and kernel.size <= kernel.shape[contracted] ** 2
-    return _is_product(primitive)
+    return _is_product(primitive, *operands, **params)
 
 
 _policies = jax.checkpoint_policies

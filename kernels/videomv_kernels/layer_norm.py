@@ -1,0 +1,153 @@
+"""Layer normalisation beside a shortcut, with a gradient in one pass over both.
+
+The gradient needs two sums along each row and two over all rows: XLA takes four passes.
+The kernel is Pallas for Triton.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from videomv_kernels.rasterize.compat import shape_like
+
+_TILE = 2048  # elements; as many rows as that are
+_PROGRAMS = 528  # about: four for each processor of an H100, each with sums of its own
+_WARPS = 4
+_MAX_SIZE = 2**31  # places are counted in int32
+
+Rows = Float[Array, "... c"]
+
+
+def reference(
+    x: Rows, scale: Float[Array, "c"], bias: Float[Array, "c"], eps: float
+) -> Rows:
+    """Of the last axis, float32 inside, in plain JAX for any device and type."""
+    y = x.astype(jnp.float32)
+    mean = y.mean(-1, keepdims=True)
+    variance = jnp.square(y - mean).mean(-1, keepdims=True)
+    y = (y - mean) * jax.lax.rsqrt(variance + eps)
+    ones = (1,) * (x.ndim - 1)
+    return (y * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)).astype(x.dtype)
+
+
+def supports(x: Rows) -> bool:
+    """Whether the kernel takes these: 16-bit types, up to 2,048 wide."""
+    return (
+        x.dtype in (jnp.bfloat16, jnp.float16)
+        and x.shape[-1] <= _TILE
+        and x.size < _MAX_SIZE
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def layer_norm(
+    x: Rows,
+    scale: Float[Array, "c"],
+    bias: Float[Array, "c"],
+    eps: float,
+    interpret: bool = False,
+) -> tuple[Rows, Rows]:
+    """The norm of x, in its type, and x itself, for the shortcut.
+
+    Both gradients enter the kernel, which adds them up. Differentiable once; the
+    backward pass computes everything anew from the arguments, which are all that is
+    saved.
+
+    Args:
+        x: see `supports`.
+        scale, bias: of the norm, float32.
+        eps: added to the variance.
+        interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
+            device without CUDA it is plain JAX otherwise.
+    """
+    return reference(x, scale, bias, eps), x
+
+
+def _forward(x, scale, bias, eps, interpret):
+    return layer_norm(x, scale, bias, eps, interpret), (x, scale, bias)
+
+
+def _backward(eps, interpret, saved, grads):
+    x, scale, bias = saved
+    kernel = functools.partial(_by_kernel, eps=eps)
+    if interpret:
+        return kernel(x, scale, bias, *grads, interpret=True)
+    plain = functools.partial(_plainly, eps=eps)
+    return jax.lax.platform_dependent(
+        x, scale, bias, *grads, cuda=kernel, default=plain
+    )
+
+
+layer_norm.defvjp(_forward, _backward)
+
+
+def _plainly(x, scale, bias, grad, shortcut, eps):
+    _, pull = jax.vjp(functools.partial(reference, eps=eps), x, scale, bias)
+    dx, *others = pull(grad)
+    return dx + shortcut, *others
+
+
+def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
+    """The gradients for x, for scale and for bias."""
+    width = x.shape[-1]
+    rows, padded = x.size // width, pl.next_power_of_2(width)
+    high = _TILE // padded
+    tiles = pl.cdiv(rows, high * _PROGRAMS)
+    programs = pl.cdiv(rows, high * tiles)
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    dx, sums = pl.pallas_call(
+        functools.partial(
+            _kernel, rows=rows, width=width, tile=(high, padded), tiles=tiles, eps=eps
+        ),
+        grid=(programs,),
+        in_specs=[anywhere] * 4,
+        out_specs=[anywhere] * 2,
+        out_shape=[
+            shape_like((rows * width,), x.dtype, x),
+            shape_like((programs * 2 * width,), jnp.float32, x),
+        ],
+        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+        interpret=interpret,
+        name="layer_norm_backward",
+    )(*[a.reshape(-1) for a in (x, scale, grad, shortcut)])
+    dscale, dbias = sums.reshape(programs, 2, width).sum(0)
+    return dx.reshape(x.shape), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps):
+    high, padded = tile
+    part = pl.program_id(0)
+    column = jnp.arange(padded, dtype=jnp.int32)
+    inside = column < width
+    factor = triton.load(scale.at[column], mask=inside, other=0.0)
+    factor = factor.astype(jnp.float32)[None]
+    none = jnp.zeros(tile, jnp.float32)
+
+    def mean(values):
+        return jnp.sum(values, 1, keepdims=True) * (1 / width)
+
+    def one(i, totals):
+        row = (part * tiles + i) * high + jnp.arange(high, dtype=jnp.int32)
+        place = row[:, None] * width + column[None]
+        real = (row < rows)[:, None] & inside[None]
+
+        def load(ref):
+            return triton.load(ref.at[place], mask=real, other=0.0).astype(jnp.float32)
+
+        y, back, beside = load(x), load(grad), load(shortcut)
+        y = jnp.where(inside[None], y - mean(y), 0.0)
+        inverse = jax.lax.rsqrt(mean(y * y) + eps)
+        y = y * inverse
+        scaled = back * factor
+        result = inverse * (scaled - mean(scaled) - y * mean(scaled * y)) + beside
+        triton.store(dx.at[place], result.astype(dx.dtype), mask=real)
+        return totals[0] + back * y, totals[1] + back
+
+    totals = jax.lax.fori_loop(0, tiles, one, (none, none))
+    for i, total in enumerate(totals):
+        place = (part * 2 + i) * width + column
+        triton.store(sums.at[place], jnp.sum(total, 0), mask=inside)

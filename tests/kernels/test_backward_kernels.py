@@ -1,0 +1,107 @@
+"""Gradients of gated products and layer norms: Pallas' interpreter, and lowering."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from videomv_kernels import gated_product, layer_norm
+
+TRITON = "__gpu$xla.gpu.triton"
+
+
+def normal(seed, *shape, dtype="bfloat16"):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def exact(tree):
+    return jax.tree.map(lambda x: x.astype("float32"), tree)
+
+
+def compare(found, wanted, arguments, grads, tolerances):
+    """Gradients, against float32 autodiff of the same numbers."""
+    _, pull = jax.vjp(found, *arguments)
+    _, pull_wanted = jax.vjp(wanted, *exact(arguments))
+    gradients = zip(
+        pull(grads), pull_wanted(exact(grads)), arguments, tolerances, strict=True
+    )
+    for back, right, argument, tolerance in gradients:
+        assert (back.shape, back.dtype) == (argument.shape, argument.dtype)
+        far = jnp.linalg.norm((back.astype("float32") - right).ravel())
+        assert far < tolerance * jnp.linalg.norm(right.ravel())
+
+
+@pytest.mark.parametrize(
+    "dtype,interpret", [("bfloat16", True), ("bfloat16", False), ("float16", False)]
+)
+def test_gated_product(monkeypatch, dtype, interpret):
+    """Of rows that no tile divides; the kernel, and what stands in for it."""
+    monkeypatch.setattr(gated_product, "_TILES", 2)
+    y, bias = normal(0, 3, 20, 2, 128, dtype=dtype), normal(1, 2, 128, dtype=dtype)
+    kernel = normal(2, 128, 8, dtype=dtype)
+    found = functools.partial(gated_product.gated_product, interpret=interpret)
+    grad = normal(3, 3, 20, 8, dtype=dtype)
+    tolerance = 0.004 if interpret else 0.02
+    arguments = y, bias, kernel
+    compare(found, gated_product.reference, arguments, grad, [tolerance] * 3)
+    same = gated_product.reference(*arguments)
+    np.testing.assert_array_equal(found(*arguments), same)
+
+
+def test_its_normal_distribution():
+    x = jnp.linspace(-12, 12, 4001)
+    found = gated_product._normal_cdf(x, jnp.exp(-0.5 * x * x))
+    np.testing.assert_allclose(found, jax.scipy.stats.norm.cdf(x), atol=3e-7)
+
+
+@pytest.mark.parametrize("interpret", [True, False])
+def test_layer_norm(monkeypatch, interpret):
+    """Beside a shortcut, with rows and columns that no tile divides."""
+    monkeypatch.setattr(layer_norm, "_PROGRAMS", 2)
+    rows, width = 67, 320
+    x = 2 * normal(0, rows, width) + 1
+    scale, bias = (normal(i, width, dtype="float32") for i in (1, 2))
+    grads = normal(3, rows, width), normal(4, rows, width)
+
+    def found(x, scale, bias):
+        return layer_norm.layer_norm(x, scale, bias, 1e-5, interpret)
+
+    def wanted(x, scale, bias):
+        return layer_norm.reference(x, scale, bias, 1e-5), x
+
+    compare(found, wanted, (x, scale, bias), grads, [0.004, 1e-5, 1e-5])
+    np.testing.assert_array_equal(found(x, scale, bias)[0], wanted(x, scale, bias)[0])
+
+
+def test_what_they_take():
+    assert gated_product.supports(normal(0, 3, 2, 256))
+    assert not gated_product.supports(normal(0, 3, 2, 256, dtype="float32"))
+    assert not gated_product.supports(normal(0, 3, 2, 100))
+    assert layer_norm.supports(normal(0, 3, 100))
+    assert not layer_norm.supports(normal(0, 3, 100, dtype="float32"))
+    assert not layer_norm.supports(normal(0, 3, 2049))
+
+
+# From JAX 0.11 on; docs/rasterizer.md says what comes after Triton.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+def test_lower_for_a_gpu_without_one():
+    """At shapes of the released model."""
+
+    def loss(x, scale, y, bias, kernel):
+        normed, x = layer_norm.layer_norm(x, scale, scale, 1e-5)
+        x += gated_product.gated_product(y, bias, kernel) + normed
+        return jnp.square(x.astype(jnp.float32)).sum()
+
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="cuda")
+    mesh = AbstractMesh(
+        (1,), ("x",), axis_types=(AxisType.Auto,), abstract_device=device
+    )
+    shapes = (4, 24, 64, 1280), (1280,), (4, 24, 64, 2, 5120), (2, 5120), (5120, 1280)
+    types = [jnp.bfloat16, jnp.float32, *[jnp.bfloat16] * 3]
+    arguments = [jax.ShapeDtypeStruct(*one) for one in zip(shapes, types, strict=True)]
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(jax.grad(loss, argnums=range(5))).trace(*arguments)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count(f"@{TRITON}") == 2
