@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec
 from rich.console import Console
 from small_run import CONFIG, QUIET, Net, Reverse, losses, run
 
-from videomv_jax.models.layers import LayerNorm
+from videomv_jax.models.layers import LayerNorm, linear
 from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.metrics import MetricWriter
 from videomv_jax.training.state import (
@@ -98,6 +99,31 @@ def test_moments_and_averages_lie_where_parameters_lie():
     for like, x in zip(jax.tree.leaves(abstract), jax.tree.leaves(state), strict=True):
         assert (like.shape, like.dtype) == (x.shape, x.dtype)
         assert like.sharding.is_equivalent_to(x.sharding, x.ndim)
+
+
+def test_frozen_weights_are_rounded_as_they_are_used():
+    class Rounding(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = LayerNorm(4, dtype="bfloat16")
+            self.linear = linear(4, 8, dtype="bfloat16", rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(self.norm(x))
+
+    networks = Networks(lambda rngs: {"net": Rounding(rngs)})
+    params = networks.init(jax.random.key(0))
+    rounded = networks.rounded(params)
+    types = {name: value.dtype.name for name, value in rounded.items()}
+    assert types == {
+        "net.norm.scale": "float32",
+        "net.norm.bias": "float32",
+        "net.linear.kernel": "bfloat16",
+        "net.linear.bias": "bfloat16",
+    }
+    x = jax.random.normal(jax.random.key(1), (3, 4))
+    wanted, found = (networks.merge(p)["net"](x) for p in (params, rounded))
+    np.testing.assert_array_equal(found, wanted)
+    assert params["net.linear.kernel"].dtype == "float32"  # those given stay
 
 
 def test_a_step_takes_its_own_result():

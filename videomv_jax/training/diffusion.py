@@ -92,7 +92,7 @@ class DiffusionTask:
         latents = (n, views, latent, latent, model.vae.latent_channels)
         photos = (n, model.cameras.size, model.cameras.size, 3)
         self.constants: Any = {
-            "frozen": jax.eval_shape(self._frozen.init, jax.random.key(0)),
+            "frozen": jax.eval_shape(self._random_frozen, jax.random.key(0)),
             "uncond": shape((1, length), jnp.int32),
             "empty": shape((1, length), jnp.int32),
             "pool": pool.Pool(
@@ -132,7 +132,7 @@ class DiffusionTask:
         objects = shapes["pool"]
         vocabulary = self._model.text_encoder.vocab if self._model.text_encoder else 1
         return {
-            "frozen": self._frozen.init(key_frozen),
+            "frozen": self._random_frozen(key_frozen),
             "uncond": jnp.zeros(shapes["uncond"].shape, jnp.int32),
             "empty": jnp.zeros(shapes["empty"].shape, jnp.int32),
             "pool": pool.Pool(
@@ -144,6 +144,9 @@ class DiffusionTask:
                 else None,
             ),
         }
+
+    def _random_frozen(self, key: PRNGKey) -> Params:
+        return self._frozen.rounded(self._frozen.init(key))
 
     @classmethod
     def load(
@@ -195,7 +198,7 @@ class DiffusionTask:
                 photos=task._photos,
             )
         task.constants = {
-            "frozen": frozen_params,
+            "frozen": task._frozen.rounded(frozen_params),
             "uncond": negative[None],
             "empty": empty[None],
             "pool": objects,

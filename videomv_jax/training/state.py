@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from videomv_jax import sharding
+from videomv_jax.models import layers
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.parts import Params
@@ -109,6 +110,16 @@ class Networks:
             for name, (path, variable) in self._variables.items()
         ]
         return dict(nnx.merge(self._graph, nnx.from_flat_state(flat)))
+
+    def rounded(self, params: Mapping[str, Array]) -> Params:
+        """What the networks compute with, for those that stay frozen.
+
+        See `layers.cast_weights`.
+        """
+        networks = self.merge(params)
+        for network in networks.values():
+            layers.cast_weights(network)
+        return Networks.split(networks)[1]
 
 
 def _named(state: nnx.State) -> list[tuple[str, tuple[tuple, nnx.Variable]]]:
