@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from videomv_kernels import layer_norm
@@ -21,6 +22,11 @@ from videomv_jax import compat, sharding
 from videomv_jax.types import PRNGKey
 
 Axes = tuple[str | None, ...]
+
+SUMMED = "summed"
+"""What results of convolutions, and of linear layers with no more outputs than inputs,
+are called for policies of rematerialisation: with bias and residual, as the next layer
+reads them."""
 
 
 class Linear(nnx.Module):
@@ -69,7 +75,8 @@ class Linear(nnx.Module):
         if onto is not None and compat.has_cuda():
             # Or XLA's own kernels for products and norms would take a part of the sum.
             y = jax.lax.optimization_barrier(y)
-        return y
+        wide = self.kernel[...].size > self.kernel[...].shape[0] ** 2
+        return y if wide else checkpoint_name(y, SUMMED)
 
     def parts(self, x: Float[Array, "... i"]) -> list[Float[Array, "... o"]]:
         """The parts of a layer of `linears` as products, and arrays, of their own."""
@@ -194,10 +201,12 @@ class Conv(nnx.Module):
         bias = self.bias[...].astype(self.dtype)
         split = (x,) if onto is None else (x, onto)
         if self.view_axis is None:
-            return self._convolve(*split, kernel, bias)
-        return sharding.over_views(
-            self._convolve, *split, shared=(kernel, bias), axis=self.view_axis
-        )
+            y = self._convolve(*split, kernel, bias)
+        else:
+            y = sharding.over_views(
+                self._convolve, *split, shared=(kernel, bias), axis=self.view_axis
+            )
+        return checkpoint_name(y, SUMMED)
 
     def _convolve(self, x: Array, *rest: Array) -> Array:
         *onto, kernel, bias = rest

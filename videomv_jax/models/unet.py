@@ -31,6 +31,7 @@ from videomv_jax.models.image_condition import (
     ImagePrompt,
 )
 from videomv_jax.models.layers import (
+    SUMMED,
     Conv,
     GroupNorm,
     UpsampleConv,
@@ -62,13 +63,26 @@ def _is_narrow_product(primitive, *operands, **params) -> bool:
     return _is_product(primitive, *operands, **params)
 
 
+def _is_flash(primitive, *_, **__) -> bool:
+    """Whether an operation is cuDNN's attention.
+
+    Its gradient wants a number for each query beside the output that is saved anyway.
+    """
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
 _policies = jax.checkpoint_policies
-_attended = _policies.save_only_these_names(ATTENDED)
+_attended = _policies.save_from_both_policies(
+    _is_flash, _policies.save_only_these_names(ATTENDED)
+)
+_results = _policies.save_from_both_policies(
+    _attended, _policies.save_only_these_names(SUMMED)
+)
 _REMAT = {
-    "products": _policies.save_from_both_policies(_is_product, _attended),
-    "narrow": _policies.save_from_both_policies(_is_narrow_product, _attended),
+    "products": _policies.save_from_both_policies(_is_product, _results),
+    "narrow": _policies.save_from_both_policies(_is_narrow_product, _results),
     "block": _policies.nothing_saveable,
-    "attention": _policies.save_only_these_names(ATTENDED),
+    "attention": _attended,
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[ATTENDED],
