@@ -54,12 +54,15 @@ def _is_product(primitive, *operands, **params) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated", "reduce_sum")
 
 
-def _is_narrow_product(primitive, *operands, **params) -> bool:
-    """The same, but for linear layers with more outputs than inputs."""
+# What a saved byte of a product spares in operations is how many inputs it has.
+_MANY_INPUTS = 1024
+
+
+def _is_costly_product(primitive, *operands, **params) -> bool:
+    """The same, but of linear layers only those with many inputs."""
     if primitive.name == "dot_general":
         (_, (contracted, *_)), (batch, _) = params["dimension_numbers"]
-        kernel = operands[1]
-        return not batch and kernel.size <= kernel.shape[contracted] ** 2
+        return not batch and operands[1].shape[contracted] >= _MANY_INPUTS
     return _is_product(primitive, *operands, **params)
 
 
@@ -80,7 +83,7 @@ _results = _policies.save_from_both_policies(
 )
 _REMAT = {
     "products": _policies.save_from_both_policies(_is_product, _results),
-    "narrow": _policies.save_from_both_policies(_is_narrow_product, _results),
+    "narrow": _policies.save_from_both_policies(_is_costly_product, _results),
     "block": _policies.nothing_saveable,
     "attention": _attended,
     "offload": _policies.save_and_offload_only_these_names(
@@ -115,7 +118,8 @@ class UNetConfig:
         dtype: compute type; parameters and output are float32.
         remat: what the backward pass recomputes: "none"; "products", everything but
             the blocks' inputs and the outputs of convolutions, linear layers and
-            attentions; "narrow", also linear layers with more outputs than inputs;
+            attentions; "narrow", also linear layers with fewer than 1,024 inputs that
+            have more outputs than inputs or, such as queries, no bias;
             "attention", everything but the blocks' inputs and the outputs of
             attentions; "offload", the same with those in the host's memory; "block",
             everything but the blocks' inputs.
