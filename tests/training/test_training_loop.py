@@ -1,5 +1,6 @@
 """The loop on a small regression task: learning, resuming, placement."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -16,6 +17,7 @@ from jax.sharding import PartitionSpec
 from rich.console import Console
 from small_run import CONFIG, QUIET, Net, Reverse, losses, run
 
+from videomv_jax import compat
 from videomv_jax.models.layers import LayerNorm, linear
 from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.metrics import MetricWriter
@@ -214,8 +216,8 @@ def test_termination_saves_and_ends(tmp_path):
         np.testing.assert_array_equal(parts[name], whole[name])
 
 
-@pytest.mark.parametrize("size", [0.1, 100])
-def test_clips_as_optax_does(size):
+@pytest.mark.parametrize("size,on_gpu", [(0.1, False), (100, False), (100, True)])
+def test_clips_as_optax_does(size, on_gpu):
     """By one norm for all gradients, of which some share a shape."""
     rng = np.random.default_rng(0)
     shapes = {"a": (3, 4), "b": (5,), "c": (3, 4), "d": (), "e": (3, 4)}
@@ -229,7 +231,8 @@ def test_clips_as_optax_does(size):
     plain = optax.chain(
         optax.clip_by_global_norm(CONFIG.clip_norm), optax.scale_by_adam(b2=0.99)
     )
-    with jax.numpy_dtype_promotion("standard"):
+    gpu = compat.compiling_for("gpu") if on_gpu else contextlib.nullcontext()
+    with jax.numpy_dtype_promotion("standard"), gpu:
         _, state = clip.update(gradients, clip.init(gradients), gradients, norm=norm)
         _, wanted = plain.update(gradients, plain.init(gradients))
     for name, moment in wanted[1].mu.items():

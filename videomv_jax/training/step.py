@@ -1,5 +1,6 @@
 """One update of any stage: a pure function, jitted once, its state donated."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from videomv_jax.training.state import (
 from videomv_jax.types import PRNGKey
 
 Metrics = dict[str, Array]
+_SMALL = 2**16  # elements, which a GPU reads faster than it starts a kernel
 BROKEN = "broken"
 """The metric that says at which step, if any, the loss stopped being finite."""
 
@@ -88,7 +90,15 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     def update(updates, state, params=None, **extra):
         norm = extra["norm"]
         factor = jnp.where(norm < limit, 1, limit / norm)
-        return jax.tree.map(lambda u: u * factor, updates), state
+        wide = {x.shape: factor for x in updates.values()}
+        if compat.has_cuda() and not sharding.ambient_axes():
+            # XLA updates several small arrays by one kernel only if they have an
+            # operand in common that is no scalar.
+            for shape in wide:
+                if math.prod(shape) <= _SMALL:
+                    spread = jnp.broadcast_to(factor, shape)
+                    wide[shape] = jax.lax.optimization_barrier(spread)
+        return {name: u * wide[u.shape] for name, u in updates.items()}, state
 
     return optax.GradientTransformationExtraArgs(
         lambda params: optax.EmptyState(), update
