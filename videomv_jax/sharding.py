@@ -148,6 +148,16 @@ def ambient_axes() -> dict[str, int]:
     return {name: size for name, size in mesh.shape.items() if size > 1}
 
 
+def batch_axes(size: int) -> tuple[str, ...] | None:
+    """The axes of `ambient_axes` that split a batch; None if others split arrays, too.
+
+    Nor does a batch count that they do not divide.
+    """
+    axes = ambient_axes()
+    alone = axes.keys() <= set(BATCH_AXES)
+    return tuple(axes) if alone and size % math.prod(axes.values()) == 0 else None
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over data and fsdp, the rest replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from videomv_kernels.devices import over_axes
 from videomv_kernels.rasterize.compat import shape_like
 
 _COLUMNS, _ROWS = 128, 16  # of a tile
@@ -40,11 +41,12 @@ def supports(y: Joined) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def gated_product(
     y: Joined,
     bias: Float[Array, "2 w"],
     kernel: Float[Array, "w o"],
+    axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> Float[Array, "... o"]:
     """`(value gelu(gate)) kernel`, with `value, gate = y + bias`.
@@ -57,30 +59,41 @@ def gated_product(
         y: values and gates, as one projection gives them; see `supports`.
         bias: theirs.
         kernel: of the linear layer.
+        axes: of the context's mesh, which split y's first axis.
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
     return reference(y, bias, kernel)
 
 
-def _forward(y, bias, kernel, interpret):
+def _forward(y, bias, kernel, axes, interpret):
     return reference(y, bias, kernel), (y, bias, kernel)
 
 
-def _backward(interpret, saved, grad):
+def _backward(axes, interpret, saved, grad):
     y, bias, kernel = saved
-    flat, grad = y.reshape(-1, *y.shape[-2:]), grad.reshape(-1, grad.shape[-1])
-    back = grad @ kernel.T
-    if interpret:
-        product, dy, dbias = _by_kernel(flat, bias, back, interpret=True)
-    else:
-        product, dy, dbias = jax.lax.platform_dependent(
-            flat, bias, back, cuda=_by_kernel, default=_plainly
-        )
-    return dy.reshape(y.shape), dbias, product.T @ grad
+    grad_product = jax.lax.dot_general(
+        grad, kernel, (((grad.ndim - 1,), (1,)), ((), ()))
+    )
+    run = functools.partial(_on_one_device, interpret=interpret)
+    product, dy, dbias = over_axes(run, axes, y, grad_product, shared=(bias,))
+    rows = tuple(range(grad.ndim - 1))
+    dkernel = jax.lax.dot_general(product, grad, ((rows, rows), ((), ())))
+    return dy, dbias.sum(0).astype(bias.dtype), dkernel
 
 
 gated_product.defvjp(_forward, _backward)
+
+
+def _on_one_device(y, grad, bias, interpret):
+    flat = y.reshape(-1, *y.shape[-2:]), bias, grad.reshape(-1, grad.shape[-1])
+    if interpret:
+        product, dy, dbias = _by_kernel(*flat, interpret=True)
+    else:
+        product, dy, dbias = jax.lax.platform_dependent(
+            *flat, cuda=_by_kernel, default=_plainly
+        )
+    return product.reshape(grad.shape), dy.reshape(y.shape), dbias[None]
 
 
 def _gated(y, bias):
@@ -95,7 +108,8 @@ def _linear(x, kernel):
 
 def _plainly(y, bias, grad):
     product, pull = jax.vjp(_gated, y, bias)
-    return product, *pull(grad)
+    dy, dbias = pull(grad)
+    return product, dy, dbias.astype(jnp.float32)
 
 
 def _by_kernel(y, bias, grad, interpret: bool = False):
@@ -117,7 +131,7 @@ def _by_kernel(y, bias, grad, interpret: bool = False):
         interpret=interpret,
         name="gated_product_backward",
     )(*[x.reshape(-1) for x in (y, bias, grad)])
-    dbias = sums.reshape(programs, 2, wide).sum(0).astype(bias.dtype)
+    dbias = sums.reshape(programs, 2, wide).sum(0)
     return product.reshape(rows, wide), dy.reshape(y.shape), dbias
 
 

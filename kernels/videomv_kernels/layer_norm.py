@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from videomv_kernels.devices import over_axes
 from videomv_kernels.rasterize.compat import shape_like
 
 _TILE = 2048  # elements; as many rows as that are
@@ -43,12 +44,13 @@ def supports(x: Rows) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def layer_norm(
     x: Rows,
     scale: Float[Array, "c"],
     bias: Float[Array, "c"],
     eps: float,
+    axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> tuple[Rows, Rows]:
     """The norm of x, in its type, and x itself, for the shortcut.
@@ -61,28 +63,38 @@ def layer_norm(
         x: see `supports`.
         scale, bias: of the norm, float32.
         eps: added to the variance.
+        axes: of the context's mesh, which split x's first axis.
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
     return reference(x, scale, bias, eps), x
 
 
-def _forward(x, scale, bias, eps, interpret):
-    return layer_norm(x, scale, bias, eps, interpret), (x, scale, bias)
+def _forward(x, scale, bias, eps, axes, interpret):
+    return layer_norm(x, scale, bias, eps, axes, interpret), (x, scale, bias)
 
 
-def _backward(eps, interpret, saved, grads):
-    x, scale, bias = saved
-    kernel = functools.partial(_by_kernel, eps=eps)
-    if interpret:
-        return kernel(x, scale, bias, *grads, interpret=True)
-    plain = functools.partial(_plainly, eps=eps)
-    return jax.lax.platform_dependent(
-        x, scale, bias, *grads, cuda=kernel, default=plain
-    )
+def _backward(eps, axes, interpret, saved, grads):
+    x, *weights = saved
+    run = functools.partial(_on_one_device, eps=eps, interpret=interpret)
+    dx, *sums = over_axes(run, axes, x, *grads, shared=weights)
+    return dx, *(s.sum(0).astype(w.dtype) for s, w in zip(sums, weights, strict=True))
 
 
 layer_norm.defvjp(_forward, _backward)
+
+
+def _on_one_device(x, grad, shortcut, scale, bias, eps, interpret):
+    arguments = x, scale, bias, grad, shortcut
+    kernel = functools.partial(_by_kernel, eps=eps)
+    if interpret:
+        dx, dscale, dbias = kernel(*arguments, interpret=True)
+    else:
+        plain = functools.partial(_plainly, eps=eps)
+        dx, dscale, dbias = jax.lax.platform_dependent(
+            *arguments, cuda=kernel, default=plain
+        )
+    return dx, dscale[None], dbias[None]
 
 
 def _plainly(x, scale, bias, grad, shortcut, eps):
@@ -115,7 +127,7 @@ def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
         name="layer_norm_backward",
     )(*[a.reshape(-1) for a in (x, scale, grad, shortcut)])
     dscale, dbias = sums.reshape(programs, 2, width).sum(0)
-    return dx.reshape(x.shape), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+    return dx.reshape(x.shape), dscale, dbias
 
 
 def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps):

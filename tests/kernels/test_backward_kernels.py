@@ -66,7 +66,7 @@ def test_layer_norm(monkeypatch, interpret):
     grads = normal(3, rows, width), normal(4, rows, width)
 
     def found(x, scale, bias):
-        return layer_norm.layer_norm(x, scale, bias, 1e-5, interpret)
+        return layer_norm.layer_norm(x, scale, bias, 1e-5, interpret=interpret)
 
     def wanted(x, scale, bias):
         return layer_norm.reference(x, scale, bias, 1e-5), x

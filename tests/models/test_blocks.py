@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from videomv_jax import compat
+from videomv_jax import compat, sharding
 from videomv_jax.convert import mapping
 from videomv_jax.convert import unet as names
 from videomv_jax.models import blocks, layers
@@ -148,9 +148,9 @@ def test_initial_values_have_their_variance_and_differ():
     assert abs(np.corrcoef(np.ravel(other), flat[0])[0, 1]) < 0.05
 
 
-def test_gradients_on_a_gpu():
-    """There norms and gated products have gradients of their own."""
-    x, onto = (jax.random.normal(jax.random.key(i), (2, 3, 8, 64)) for i in range(2))
+def test_gradients_on_gpus():
+    """There norms and gated products have gradients of their own, on a mesh, too."""
+    x, onto = (jax.random.normal(jax.random.key(i), (4, 3, 8, 64)) for i in range(2))
 
     def gradients(dtype):
         block = blocks.TransformerBlock(64, 2, dtype=dtype, rngs=nnx.Rngs(0))
@@ -162,8 +162,18 @@ def test_gradients_on_a_gpu():
 
         return jax.jit(jax.grad(loss, (0, 1)))(params, x)
 
+    def far(found, wanted):
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+        norm = jnp.linalg.norm
+        return max(float(norm(a - b) / norm(b)) for a, b in pairs)
+
     wanted = gradients("float32")
     with compat.compiling_for("gpu"):
-        found = gradients("bfloat16")
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert float(jnp.linalg.norm(a - b)) < 0.03 * float(jnp.linalg.norm(b))
+        one = gradients("bfloat16")
+        mesh = sharding.make_mesh("fsdp", ici={"fsdp": 2}, devices=jax.devices()[:4])
+        with jax.set_mesh(mesh):
+            assert sharding.batch_axes(4) == ("data", "fsdp")
+            assert sharding.batch_axes(2) is None
+            several = gradients("bfloat16")
+    assert far(one, wanted) < 0.03
+    assert far(several, wanted) < 0.03

@@ -167,14 +167,13 @@ class FeedForward(nnx.Module):
     ) -> Float[Array, "... c"]:
         """Args: x, and what to add to the result."""
         y, dtype = self.gated.product(x), self.gated.dtype
-        # A mesh would have the kernel's operands gathered.
-        alone = not sharding.ambient_axes()
-        if compat.has_cuda() and alone and gated_product.supports(y):
+        axes = sharding.batch_axes(len(x))
+        if compat.has_cuda() and axes is not None and gated_product.supports(y):
             y = jax.lax.optimization_barrier(y)
             bias, kernel = self.gated.bias, self.out.kernel
             assert bias is not None
             weights = bias[...].astype(dtype), kernel[...].astype(dtype)
-            return self.out.added(gated_product.gated_product(y, *weights), onto)
+            return self.out.added(gated_product.gated_product(y, *weights, axes), onto)
         y = self.gated.added(y)
         return self.out(y[..., 0, :] * gelu(y[..., 1, :]), onto)
 

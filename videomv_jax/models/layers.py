@@ -374,12 +374,11 @@ class LayerNorm(nnx.Module):
         self, x: Float[Array, "... c"]
     ) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
         """The norm of x, and x, for a shortcut: on a GPU one kernel adds gradients."""
-        # A mesh would have the kernel's operands gathered.
-        alone = not sharding.ambient_axes()
+        axes = sharding.batch_axes(len(x))
         fits = x.dtype == self.dtype and layer_norm.supports(x)
-        if compat.has_cuda() and alone and fits:
+        if compat.has_cuda() and axes is not None and fits:
             weights = self.scale[...], self.bias[...]
-            return layer_norm.layer_norm(x, *weights, self.eps)
+            return layer_norm.layer_norm(x, *weights, self.eps, axes)
         return self(x), x
 
 
