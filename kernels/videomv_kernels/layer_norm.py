@@ -15,8 +15,10 @@ from jaxtyping import Array, Float
 from videomv_kernels.devices import over_axes
 from videomv_kernels.rasterize.compat import shape_like
 
-_TILE = 2048  # elements; as many rows as that are
-_PROGRAMS = 528  # about: four for each processor of an H100, each with sums of its own
+_MAX_WIDTH = 2048
+_PIECES = 8  # of a row, at most
+_TILE = 512  # elements of one piece's columns; as many rows as that are
+_PROGRAMS = 396  # about: three for each processor of an H100, each with own sums
 _WARPS = 4
 _MAX_SIZE = 2**31  # places are counted in int32
 
@@ -39,7 +41,7 @@ def supports(x: Rows) -> bool:
     """Whether the kernel takes these: 16-bit types, up to 2,048 wide."""
     return (
         x.dtype in (jnp.bfloat16, jnp.float16)
-        and x.shape[-1] <= _TILE
+        and x.shape[-1] <= _MAX_WIDTH
         and x.size < _MAX_SIZE
     )
 
@@ -106,14 +108,14 @@ def _plainly(x, scale, bias, grad, shortcut, eps):
 def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
     """The gradients for x, for scale and for bias."""
     width = x.shape[-1]
-    rows, padded = x.size // width, pl.next_power_of_2(width)
-    high = _TILE // padded
+    rows, piece = x.size // width, _piece(width)
+    high = max(1, _TILE // piece)
     tiles = pl.cdiv(rows, high * _PROGRAMS)
     programs = pl.cdiv(rows, high * tiles)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     dx, sums = pl.pallas_call(
         functools.partial(
-            _kernel, rows=rows, width=width, tile=(high, padded), tiles=tiles, eps=eps
+            _kernel, rows=rows, width=width, tile=(high, piece), tiles=tiles, eps=eps
         ),
         grid=(programs,),
         in_specs=[anywhere] * 4,
@@ -130,36 +132,70 @@ def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
     return dx.reshape(x.shape), dscale, dbias
 
 
-def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps):
-    high, padded = tile
-    part = pl.program_id(0)
-    column = jnp.arange(padded, dtype=jnp.int32)
-    inside = column < width
-    factor = triton.load(scale.at[column], mask=inside, other=0.0)
-    factor = factor.astype(jnp.float32)[None]
-    none = jnp.zeros(tile, jnp.float32)
+def _piece(width: int) -> int:
+    """Columns that a program treats as one array: a power of two, few for a row.
 
-    def mean(values):
-        return jnp.sum(values, 1, keepdims=True) * (1 / width)
+    A row of 5 times 256 is five such arrays: padded to 2,048 it would leave a third of
+    the threads without work.
+    """
+    whole = width & -width
+    return whole if width <= _PIECES * whole else pl.next_power_of_2(width)
+
+
+def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps):
+    high, piece = tile
+    part = pl.program_id(0)
+    columns = [
+        start + jnp.arange(piece, dtype=jnp.int32) for start in range(0, width, piece)
+    ]
+    padded = width % piece != 0
+    inside = [column < width for column in columns] if padded else None
+    masks = inside or [None] * len(columns)
+
+    def other(mask):
+        return None if mask is None else 0.0
+
+    factors = [
+        triton.load(scale.at[column], mask=mask, other=other(mask)).astype(jnp.float32)[
+            None
+        ]
+        for column, mask in zip(columns, masks, strict=True)
+    ]
+
+    def mean(pieces):
+        return sum(jnp.sum(one, 1, keepdims=True) for one in pieces) * (1 / width)
 
     def one(i, totals):
         row = (part * tiles + i) * high + jnp.arange(high, dtype=jnp.int32)
-        place = row[:, None] * width + column[None]
-        real = (row < rows)[:, None] & inside[None]
+        places = [row[:, None] * width + column[None] for column in columns]
+        exists = jnp.broadcast_to((row < rows)[:, None], tile)
+        real = [exists if mask is None else exists & mask[None] for mask in masks]
 
         def load(ref):
-            return triton.load(ref.at[place], mask=real, other=0.0).astype(jnp.float32)
+            return [
+                triton.load(ref.at[place], mask=mask, other=0.0).astype(jnp.float32)
+                for place, mask in zip(places, real, strict=True)
+            ]
 
         y, back, beside = load(x), load(grad), load(shortcut)
-        y = jnp.where(inside[None], y - mean(y), 0.0)
-        inverse = jax.lax.rsqrt(mean(y * y) + eps)
-        y = y * inverse
-        scaled = back * factor
-        result = inverse * (scaled - mean(scaled) - y * mean(scaled * y)) + beside
-        triton.store(dx.at[place], result.astype(dx.dtype), mask=real)
-        return totals[0] + back * y, totals[1] + back
+        middle = mean(y)
+        y = [a - middle for a in y]
+        if inside:
+            y = [jnp.where(m[None], a, 0.0) for m, a in zip(inside, y, strict=True)]
+        inverse = jax.lax.rsqrt(mean([a * a for a in y]) + eps)
+        y = [a * inverse for a in y]
+        scaled = [a * b for a, b in zip(back, factors, strict=True)]
+        first = mean(scaled)
+        second = mean([a * b for a, b in zip(scaled, y, strict=True)])
+        for a, b, c, place, mask in zip(scaled, y, beside, places, real, strict=True):
+            result = inverse * (a - first - b * second) + c
+            triton.store(dx.at[place], result.astype(dx.dtype), mask=mask)
+        products = [a * b for a, b in zip(back, y, strict=True)]
+        return [t + a for t, a in zip(totals, products + back, strict=True)]
 
-    totals = jax.lax.fori_loop(0, tiles, one, (none, none))
+    none = jnp.zeros(tile, jnp.float32)
+    totals = jax.lax.fori_loop(0, tiles, one, [none] * (2 * len(columns)))
     for i, total in enumerate(totals):
-        place = (part * 2 + i) * width + column
-        triton.store(sums.at[place], jnp.sum(total, 0), mask=inside)
+        which, at = divmod(i, len(columns))
+        place = (part * 2 + which) * width + columns[at]
+        triton.store(sums.at[place], jnp.sum(total, 0), mask=masks[at])
