@@ -211,13 +211,15 @@ class UpsampleConv(Conv):
     def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
         *batch, h, w, c = x.shape
         x = x.astype(self.dtype).reshape(-1, h, w, c)
+        bias = bias.reshape(1, 1, 1, -1)  # cuDNN adds it to each
         phases = [
-            _convolution(x, taps.astype(x.dtype), 1, [(1 - i, i), (1 - j, j)])
+            _convolution(x, taps.astype(x.dtype), 1, [(1 - i, i), (1 - j, j)]) + bias
             for i, rows in enumerate(_halves(kernel.astype(jnp.float32), 1))
             for j, taps in enumerate(_halves(rows, 2))
         ]
-        y = jnp.stack(phases, 3).reshape(-1, h, w, 2, 2, len(bias)).swapaxes(2, 3)
-        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        # First along rows, then along columns: XLA does it in one pass.
+        pairs = jnp.stack(phases[:2], 3), jnp.stack(phases[2:], 3)
+        y = jnp.stack([pair.reshape(-1, h, 2 * w, bias.size) for pair in pairs], 2)
         return y.reshape(*batch, 2 * h, 2 * w, -1)
 
 
