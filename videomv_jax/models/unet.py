@@ -32,12 +32,12 @@ from videomv_jax.models.image_condition import (
 )
 from videomv_jax.models.layers import (
     Conv,
-    GroupNorm,
     UpsampleConv,
     linear,
     repeated,
     sinusoid,
 )
+from videomv_jax.models.norms import NORMED, GroupNorm
 from videomv_jax.types import InputError, PRNGKey
 
 
@@ -60,9 +60,10 @@ def _is_narrow_product(primitive, *operands, **params) -> bool:
 
 _policies = jax.checkpoint_policies
 _attended = _policies.save_only_these_names(ATTENDED)
+_kept = _policies.save_only_these_names(ATTENDED, NORMED)
 _REMAT = {
-    "products": _policies.save_from_both_policies(_is_product, _attended),
-    "narrow": _policies.save_from_both_policies(_is_narrow_product, _attended),
+    "products": _policies.save_from_both_policies(_is_product, _kept),
+    "narrow": _policies.save_from_both_policies(_is_narrow_product, _kept),
     "block": _policies.nothing_saveable,
     "attention": _policies.save_only_these_names(ATTENDED),
     "offload": _policies.save_and_offload_only_these_names(
@@ -338,7 +339,7 @@ class UNet(nnx.Module):
                 x = through(stage, jnp.concatenate([x, skip], -1))
             if level.resample is not None:
                 x = level.resample(x)
-        y = self.conv_out(jax.nn.silu(self.norm_out(x, 2)))
+        y = self.conv_out(self.norm_out(x, 2, silu=True))
         return sharding.constrain(y.astype(jnp.float32), "batch", "views")
 
     def _embed(self, views, t, camera, fps) -> Float[Array, "b f e"]:
