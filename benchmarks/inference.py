@@ -43,11 +43,12 @@ from flax import nnx
 from profiling import by_kind, kernels
 from report import Table, apart, peak
 from videomv_kernels.benchmark.queue import queue_ms
+from videomv_kernels.group_norm import api as group_norm
 
 from videomv_jax import compat
 from videomv_jax.data.tokenizer import train_tokenizer
 from videomv_jax.model_folder import PARTS, LoadedModel, ModelConfig, abstract
-from videomv_jax.models import attention, layers
+from videomv_jax.models import attention, layers, norms
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.presets import PRESETS
 
@@ -195,6 +196,12 @@ def unet_rows(table: Table, args) -> None:
     undone = {
         "XLA for attention over views": mock.patch.object(
             attention.view_attention, "supports", lambda *_: False
+        ),
+        "XLA for group norms": mock.patch.object(
+            norms.group_norm, "supports", lambda *_: False
+        ),
+        "two kernels for norms of few rows": mock.patch.object(
+            group_norm, "_whole", lambda *_, **__: None
         ),
         "XLA for attention to the text": mock.patch.object(
             attention, "_FLASH_FROM", 10**9

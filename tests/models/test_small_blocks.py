@@ -3,12 +3,16 @@
 The small input (0.002 times the normal one) is where the eps of the norms decides.
 """
 
+from contextlib import nullcontext
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from videomv_kernels import group_norm
 
-from videomv_jax import compat
+from videomv_jax import compat, sharding
 from videomv_jax.convert import mapping
 from videomv_jax.models.layers import (
     Conv,
@@ -17,6 +21,7 @@ from videomv_jax.models.layers import (
     linear,
     rounded_to,
 )
+from videomv_jax.models.norms import GroupNorm
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
 from videomv_jax.models.vae import VAE, VAEConfig
 
@@ -71,6 +76,42 @@ def test_what_layers_add_to(error, platform):
         wanted, back = jax.vjp(layer, x)[1](onto)[0], pull(onto)
         assert error(back[0], wanted) < 1e-6
         np.testing.assert_array_equal(back[1], onto)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parts"),
+    [(None, [(8, 32, 64)]), ("dp", [(1, 32, 64)]), ("fsdp_view", [])],
+)
+def test_norms_of_a_gpu(monkeypatch, error, strategy, parts):
+    """Its kernels, whose twin is here, have the samples of each device alone."""
+    seen, real = [], group_norm.reference
+
+    def twin(x, *args, **options):
+        seen.append(x.shape)
+        return real(x, *args, **options)
+
+    monkeypatch.setattr(group_norm, "reference", twin)
+    norm = GroupNorm(64, 8, eps=1e-5, dtype="bfloat16")
+    rng = np.random.default_rng(0)
+    norm.scale[...], norm.bias[...] = rng.normal(size=(2, 64)).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(8, 4, 8, 64)), "bfloat16")
+    offset = jnp.asarray(rng.normal(size=(8, 64)), "bfloat16")
+    graph, params = nnx.split(norm)
+
+    def loss(params, x, offset):
+        y = nnx.merge(graph, params)(x, offset=offset, silu=True)
+        return jnp.square(y.astype(jnp.float32)).sum()
+
+    def gradients():  # a new function: traces are cached by it
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(params, x, offset)
+
+    wanted = gradients()
+    mesh = sharding.make_mesh(strategy) if strategy else None
+    with compat.compiling_for("gpu"), jax.set_mesh(mesh) if mesh else nullcontext():
+        found = gradients()
+    assert seen == parts
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert error(a, b.astype(jnp.float32)) < 0.02
 
 
 def test_cast_weights_change_nothing_that_is_computed():

@@ -18,7 +18,8 @@ from rich.console import Console
 from small_run import CONFIG, QUIET, Net, Reverse, losses, run
 
 from videomv_jax import compat
-from videomv_jax.models.layers import LayerNorm, linear
+from videomv_jax.models.layers import linear
+from videomv_jax.models.norms import LayerNorm
 from videomv_jax.sharding import STRATEGIES
 from videomv_jax.training.metrics import MetricWriter
 from videomv_jax.training.state import (

@@ -25,14 +25,13 @@ from videomv_jax.models.attention import (
 )
 from videomv_jax.models.layers import (
     Conv,
-    GroupNorm,
-    LayerNorm,
     dropout,
     gelu,
     linear,
     linears,
     repeated,
 )
+from videomv_jax.models.norms import GroupNorm, LayerNorm
 from videomv_jax.types import PRNGKey
 
 Video = Float[Array, "b f h w c"]
@@ -63,7 +62,7 @@ class TemporalConv(nnx.Module):
         ontos = None, None, None, pixels
         layers = zip(self.norms, self.convs, keys, ontos, strict=True)
         for norm, conv, key, onto in layers:
-            y = conv(dropout(jax.nn.silu(norm(y)), self.rate, key), onto)
+            y = conv(dropout(norm(y, silu=True), self.rate, key), onto)
         return to_views(y).reshape(x.shape)
 
 
@@ -102,9 +101,10 @@ class ResBlock(nnx.Module):
     ) -> Video:
         """Args: x, the embedding of time and camera of each view, the dropout key."""
         first, second = _split(key, 2)
-        y = self.conv1(jax.nn.silu(self.norm1(x, 2)))
-        y = y + self.embed(jax.nn.silu(embedding))[:, :, None, None]
-        y = dropout(jax.nn.silu(self.norm2(y, 2)), self.rate, first)
+        y = self.conv1(self.norm1(x, 2, silu=True))
+        embedding = self.embed(jax.nn.silu(embedding))
+        y = self.norm2(y, 2, offset=embedding, silu=True)
+        y = dropout(y, self.rate, first)
         if self.skip is None:
             y = self.conv2(y, x)
         else:

@@ -17,7 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from videomv_jax.models.attention import SelfAttention
-from videomv_jax.models.layers import LayerNorm, gelu, linear
+from videomv_jax.models.layers import gelu, linear
+from videomv_jax.models.norms import LayerNorm
 from videomv_jax.types import InputError, TextStates, Tokens
 
 

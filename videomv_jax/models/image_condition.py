@@ -14,7 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from videomv_jax.models.attention import SelfAttention
-from videomv_jax.models.layers import Conv, LayerNorm, gelu, linear, repeated
+from videomv_jax.models.layers import Conv, gelu, linear, repeated
+from videomv_jax.models.norms import LayerNorm
 from videomv_jax.types import InputError
 
 # The latent is averaged to this side before it becomes tokens, a quarter of it each

@@ -1,4 +1,4 @@
-"""Layers shared by every network: linear, convolution, norms, embeddings.
+"""Layers shared by every network: linear, convolution, embeddings, dropout.
 
 Every parameter carries `axes`, the logical names of its dimensions; the table in
 `videomv_jax.sharding` maps them to the mesh. Parameters are float32 unless the
@@ -16,9 +16,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
-from videomv_kernels import layer_norm
 
 from videomv_jax import compat, sharding
+from videomv_jax.models.norms import GroupNorm
 from videomv_jax.types import PRNGKey
 
 Axes = tuple[str | None, ...]
@@ -230,13 +230,15 @@ class UpsampleConv(Conv):
     def _convolve(self, x: Array, kernel: Array, bias: Array) -> Array:
         *batch, h, w, c = x.shape
         x = x.astype(self.dtype).reshape(-1, h, w, c)
+        bias = bias.reshape(1, 1, 1, -1)  # cuDNN adds it to each
         phases = [
-            _convolution(x, taps.astype(x.dtype), 1, [(1 - i, i), (1 - j, j)])
+            _convolution(x, taps.astype(x.dtype), 1, [(1 - i, i), (1 - j, j)]) + bias
             for i, rows in enumerate(_halves(kernel.astype(jnp.float32), 1))
             for j, taps in enumerate(_halves(rows, 2))
         ]
-        y = jnp.stack(phases, 3).reshape(-1, h, w, 2, 2, len(bias)).swapaxes(2, 3)
-        y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        # First along rows, then along columns: XLA does it in one pass.
+        pairs = jnp.stack(phases[:2], 3), jnp.stack(phases[2:], 3)
+        y = jnp.stack([pair.reshape(-1, h, 2 * w, bias.size) for pair in pairs], 2)
         return y.reshape(*batch, 2 * h, 2 * w, -1)
 
 
@@ -268,57 +270,6 @@ def _convolution(x: Array, kernel: Array, stride: int, padding) -> Array:
     )
 
 
-class GroupNorm(nnx.Module):
-    """Group normalisation of `[*n, ..., c]` over everything but n and the group.
-
-    Statistics are float32: means per channel, then per group. Which axes share them is
-    decided by the call: of `[b, f, h, w, c]`, `norm(x, 2)` is per view, `norm(x)` per
-    clip.
-    """
-
-    def __init__(self, features: int, groups: int = 32, *, eps: float, dtype):
-        self.groups, self.eps, self.dtype = groups, eps, dtype
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("norm",))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("norm",))
-
-    def __call__(self, x: Float[Array, "..."], batch: int = 1) -> Float[Array, "..."]:
-        """Args: x, and how many leading axes are samples of their own."""
-        y = x.astype(jnp.float32)
-        if x.dtype == jnp.float32:
-            (mean,) = self._means(batch, y)
-            (variance,) = self._means(batch, jnp.square(y - mean))
-        else:  # one pass: x has fewer digits than the difference of squares loses
-            mean, square = self._means(batch, y, jnp.square(y))
-            variance = square - jnp.square(mean)
-        ones = (1,) * (x.ndim - 1)
-        scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        scale = jax.lax.rsqrt(jnp.maximum(variance, 0) + self.eps) * scale
-        return (y * scale + (bias - mean * scale)).astype(self.dtype)
-
-    def _means(self, batch: int, *xs: Array) -> list[Array]:
-        """Means of the groups of each of xs, for each channel.
-
-        The reduced axes are not merged: one of them may be sharded. Samples along one
-        axis are few: of two axes the second, where it is short, is summed alone, the
-        first with a group's channels, so that a GPU has enough sums to make at once.
-        Over a mesh that would send the sums of every row.
-        """
-        samples, c = xs[0].shape[:batch], xs[0].shape[-1]
-        axes = tuple(range(batch, xs[0].ndim - 1))
-        staged = compat.has_cuda() and not sharding.ambient_axes()
-        staged &= batch == 1 and len(axes) == 2 and xs[0].shape[-2] <= 256
-        sums = jnp.stack([x.sum(axes[1:] if staged else axes) for x in xs])
-        groups = (self.groups, c // self.groups)
-        sums = sums.reshape(len(xs), *samples, -1, *groups).sum((-3, -1))
-        means = sums / math.prod((*xs[0].shape[batch:-1], groups[1]))
-
-        def spread(mean):
-            mean = jnp.broadcast_to(mean[..., None], (*samples, *groups))
-            return mean.reshape(*samples, *(1,) * len(axes), c)
-
-        return [spread(mean) for mean in means]
-
-
 class ResidualBlock(nnx.Module):
     """Two normalised 3x3 convolutions beside a shortcut: `scale (x + f(x))`.
 
@@ -347,39 +298,10 @@ class ResidualBlock(nnx.Module):
         self.shortcut = None if same else shortcut(features_in, features_out, rngs=rngs)
 
     def __call__(self, x: Float[Array, "n h w i"]) -> Float[Array, "n h w o"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x, silu=True))
+        h = self.conv2(self.norm2(h, silu=True))
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return (shortcut + h) * self.scale
-
-
-class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, float32 inside."""
-
-    def __init__(self, features: int, *, eps: float = 1e-5, dtype: DTypeLike):
-        self.eps, self.dtype = eps, dtype
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32), axes=("norm",))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("norm",))
-
-    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        x = x.astype(jnp.float32)
-        mean = x.mean(-1, keepdims=True)
-        variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        y = (x - mean) * jax.lax.rsqrt(variance + self.eps)
-        ones = (1,) * (x.ndim - 1)
-        scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        return (y * scale + bias).astype(self.dtype)
-
-    def beside(
-        self, x: Float[Array, "... c"]
-    ) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
-        """The norm of x, and x, for a shortcut: on a GPU one kernel adds gradients."""
-        axes = sharding.batch_axes(len(x))
-        fits = x.dtype == self.dtype and layer_norm.supports(x)
-        if compat.has_cuda() and axes is not None and fits:
-            weights = self.scale[...], self.bias[...]
-            return layer_norm.layer_norm(x, *weights, self.eps, axes)
-        return self(x), x
 
 
 def cast_weights(module: nnx.Module) -> None:

@@ -20,11 +20,11 @@ from jaxtyping import Array, Float
 from videomv_jax.models.attention import SelfAttention
 from videomv_jax.models.layers import (
     Conv,
-    GroupNorm,
     ResidualBlock,
     UpsampleConv,
     linear,
 )
+from videomv_jax.models.norms import GroupNorm
 from videomv_jax.splat.gaussians import Gaussians
 from videomv_jax.types import InputError
 
@@ -250,7 +250,7 @@ class MultiViewUNet(nnx.Module):
                 x = run(layer)(jnp.concatenate([x, skips.pop()], -1))
             if level.resample is not None:
                 x = level.resample(x)
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, silu=True))
 
 
 class Reconstructor(nnx.Module):

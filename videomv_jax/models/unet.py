@@ -33,12 +33,12 @@ from videomv_jax.models.image_condition import (
 from videomv_jax.models.layers import (
     SUMMED,
     Conv,
-    GroupNorm,
     UpsampleConv,
     linear,
     repeated,
     sinusoid,
 )
+from videomv_jax.models.norms import NORMED, GroupNorm
 from videomv_jax.types import InputError, PRNGKey
 
 
@@ -79,7 +79,7 @@ _attended = _policies.save_from_both_policies(
     _is_flash, _policies.save_only_these_names(ATTENDED)
 )
 _results = _policies.save_from_both_policies(
-    _attended, _policies.save_only_these_names(SUMMED)
+    _attended, _policies.save_only_these_names(SUMMED, NORMED)
 )
 _REMAT = {
     "products": _policies.save_from_both_policies(_is_product, _results),
@@ -360,7 +360,7 @@ class UNet(nnx.Module):
                 x = through(stage, jnp.concatenate([x, skip], -1))
             if level.resample is not None:
                 x = level.resample(x)
-        y = self.conv_out(jax.nn.silu(self.norm_out(x, 2)))
+        y = self.conv_out(self.norm_out(x, 2, silu=True))
         return sharding.constrain(y.astype(jnp.float32), "batch", "views")
 
     def _embed(self, views, t, camera, fps) -> Float[Array, "b f e"]:

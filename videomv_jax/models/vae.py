@@ -19,11 +19,11 @@ from jaxtyping import Array, Float
 from videomv_jax.models.attention import SelfAttention
 from videomv_jax.models.layers import (
     Conv,
-    GroupNorm,
     ResidualBlock,
     UpsampleConv,
     linear,
 )
+from videomv_jax.models.norms import GroupNorm
 from videomv_jax.types import InputError, PRNGKey
 
 _EPS = 1e-6
@@ -169,7 +169,7 @@ class Encoder(nnx.Module):
         for level, downsample in itertools.zip_longest(self.levels, self.downsamples):
             x = level(x)
             x = downsample(x) if downsample is not None else x
-        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(self.norm_out(self.middle(x), silu=True))
 
 
 class Decoder(nnx.Module):
@@ -200,7 +200,7 @@ class Decoder(nnx.Module):
         for level, up in itertools.zip_longest(self.levels, self.upsamples):
             x = level(x)
             x = up(x) if up is not None else x
-        return self.conv_out(jax.nn.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, silu=True))
 
 
 class VAE(nnx.Module):
