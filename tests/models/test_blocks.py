@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+from videomv_kernels.gated_linear import hopper
 
+from videomv_jax import compat
 from videomv_jax.convert import mapping
 from videomv_jax.convert import unet as names
 from videomv_jax.models import blocks, layers
@@ -145,3 +148,30 @@ def test_initial_values_have_their_variance_and_differ():
     np.testing.assert_array_equal(again, kernels[0])
     other = layers.linear(64, 192, rngs=nnx.Rngs(4), **OPTIONS).kernel[...]
     assert abs(np.corrcoef(np.ravel(other), flat[0])[0, 1]) < 0.05
+
+
+@pytest.mark.skipif(not hopper.LOWERS, reason="the kernel needs JAX 0.11's interfaces")
+def test_gated_layers_are_a_kernel_for_inference_on_hopper(error):
+    """That is where weights are held in bfloat16, and no mesh splits them."""
+    ff = blocks.FeedForward(256, dtype="bfloat16", rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 256)), "bfloat16")
+    wanted = ff(x, onto=x)
+
+    def traced():
+        graph, params = nnx.split(ff)
+        with compat.compiling_for("gpu"):
+            return jax.jit(lambda p, x: nnx.merge(graph, p)(x, onto=x)).trace(params, x)
+
+    def kernels():
+        text = traced().lower(lowering_platforms=("cuda",)).as_text()
+        return text.count("@mosaic_gpu_v2")
+
+    assert kernels() == 0
+    layers.cast_weights(ff)
+    assert kernels() == 1
+    program = traced().lower(lowering_platforms=("cpu",)).compile()
+    assert error(program(nnx.state(ff), x), wanted) < 0.01
+    with jax.sharding.use_abstract_mesh(
+        AbstractMesh((2,), ("data",), (AxisType.Auto,))
+    ):
+        assert kernels() == 0

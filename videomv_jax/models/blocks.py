@@ -14,8 +14,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+from videomv_kernels import gated_linear
 
-from videomv_jax import sharding
+from videomv_jax import compat, sharding
 from videomv_jax.models.attention import (
     ATTENDED,
     SelfAttention,
@@ -164,8 +165,16 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "... c"], *, onto: Float[Array, "... c"]
     ) -> Float[Array, "... c"]:
         """Args: x, and what to add to the result."""
-        y = self.gated(x)
-        return self.out(y[..., 0, :] * gelu(y[..., 1, :]), onto)
+        assert self.gated.bias is not None
+        inputs = x, self.gated.kernel[...], self.gated.bias[...]
+        alone = compat.has_hopper() and not sharding.ambient_axes()
+        if alone and gated_linear.supports(*inputs):
+            kernel, plain = gated_linear.gated_linear, gated_linear.reference
+            y = jax.lax.platform_dependent(*inputs, cuda=kernel, default=plain)
+        else:
+            y = self.gated(x)
+            y = y[..., 0, :] * gelu(y[..., 1, :])
+        return self.out(y, onto)
 
 
 class TransformerBlock(nnx.Module):
