@@ -32,6 +32,13 @@ def has_cuda() -> bool:
     return _platform() == "gpu"
 
 
+def has_hopper() -> bool:
+    """Whether they are for an H100, H200 or GH200: what `compiling_for` a GPU means."""
+    if not has_cuda():
+        return False
+    return _target.get() is not None or jax.devices()[0].compute_capability == "9.0"
+
+
 def on_cpu() -> bool:
     """Whether programs are for the CPU."""
     return _platform() == "cpu"

@@ -292,7 +292,7 @@ def over_devices(
     sizes = ambient_axes()
     if not sizes:
         return f(*(x for x, _ in inputs))
-    over = {None: None}
+    over: dict[str | None, tuple[str, ...] | None] = {None: None}
     for x, axes in inputs:
         for axis, size in zip(axes, x.shape, strict=True):
             rule = RULES[axis] if axis else None
@@ -300,10 +300,12 @@ def over_devices(
             names = tuple(name for name in rule if name in sizes)
             whole = size % math.prod(sizes[name] for name in names)
             over[axis] = None if whole else names or None
-    specs = [PartitionSpec(*map(over.get, axes)) for _, axes in inputs]
-    split = jax.shard_map(
-        f, in_specs=tuple(specs), out_specs=PartitionSpec(*map(over.get, result))
-    )
+
+    def spec(axes):
+        return PartitionSpec(*[over[axis] for axis in axes])
+
+    in_specs = tuple(spec(axes) for _, axes in inputs)
+    split = jax.shard_map(f, in_specs=in_specs, out_specs=spec(result))
     return split(*(x for x, _ in inputs))
 
 

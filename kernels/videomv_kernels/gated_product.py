@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
+from videomv_kernels import gated_linear
 from videomv_kernels.devices import over_axes
 from videomv_kernels.rasterize.compat import shape_like
 
@@ -26,10 +27,13 @@ Joined = Float[Array, "... 2 w"]
 
 
 def reference(
-    y: Joined, bias: Float[Array, "2 w"], kernel: Float[Array, "w o"]
+    x: Float[Array, "... i"],
+    wide: Float[Array, "i 2 w"],
+    bias: Float[Array, "2 w"],
+    narrow: Float[Array, "w o"],
 ) -> Float[Array, "... o"]:
     """What `gated_product` computes, in plain JAX for any device and type."""
-    return _linear(_gated(y, bias), kernel)
+    return _linear(_gated(_linear(x, wide), bias), narrow)
 
 
 def supports(y: Joined) -> bool:
@@ -41,51 +45,68 @@ def supports(y: Joined) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def gated_product(
-    y: Joined,
+    x: Float[Array, "... i"],
+    wide: Float[Array, "i 2 w"],
     bias: Float[Array, "2 w"],
-    kernel: Float[Array, "w o"],
+    narrow: Float[Array, "w o"],
     axes: tuple[str, ...] = (),
+    hopper: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "... o"]:
-    """`(value gelu(gate)) kernel`, with `value, gate = y + bias`.
+    """`(value gelu(gate)) narrow`, with `value, gate = x wide + bias`.
 
-    Differentiable once. The backward pass computes everything anew from the arguments,
-    which are all that is saved. GELU is the erf form, in float32; erf there by
-    Abramowitz and Stegun 7.1.26, exact to 1.5e-7.
+    Differentiable once. Of what is computed only `x wide` is saved for the backward
+    pass. GELU is the erf form, in float32; erf there by Abramowitz and Stegun 7.1.26,
+    exact to 1.5e-7. Where there is no gradient, Hopper GPUs make `value gelu(gate)` in
+    one kernel, see `gated_linear`.
 
     Args:
-        y: values and gates, as one projection gives them; see `supports`.
-        bias: theirs.
-        kernel: of the linear layer.
-        axes: of the context's mesh, which split y's first axis.
+        x: of all tokens.
+        wide, bias: of the layer that gives values and gates.
+        narrow: of the linear layer behind them.
+        axes: of the context's mesh, which split x's first axis.
+        hopper: whether programs are for one such GPU alone.
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
-    return reference(y, bias, kernel)
+    if not (hopper and gated_linear.supports(x, wide, bias)):
+        return reference(x, wide, bias, narrow)
+
+    kernel, plain = gated_linear.gated_linear, gated_linear.reference
+    product = jax.lax.platform_dependent(x, wide, bias, cuda=kernel, default=plain)
+    return _linear(product, narrow)
 
 
-def _forward(y, bias, kernel, axes, interpret):
-    return reference(y, bias, kernel), (y, bias, kernel)
+def _forward(x, wide, bias, narrow, axes, hopper, interpret):
+    # Or XLA's own kernels would take a part of what follows.
+    y = jax.lax.optimization_barrier(_linear(x, wide))
+    return _linear(_gated(y, bias), narrow), (x, wide, y, bias, narrow)
 
 
-def _backward(axes, interpret, saved, grad):
-    y, bias, kernel = saved
+def _backward(axes, hopper, interpret, saved, grad):
+    x, wide, y, bias, narrow = saved
     grad_product = jax.lax.dot_general(
-        grad, kernel, (((grad.ndim - 1,), (1,)), ((), ()))
+        grad, narrow, (((grad.ndim - 1,), (1,)), ((), ()))
     )
     run = functools.partial(_on_one_device, interpret=interpret)
     product, dy, dbias = over_axes(run, axes, y, grad_product, shared=(bias,))
     rows = tuple(range(grad.ndim - 1))
-    dkernel = jax.lax.dot_general(product, grad, ((rows, rows), ((), ())))
-    return dy, dbias.sum(0).astype(bias.dtype), dkernel
+    both = ((rows, rows), ((), ()))
+    dx = jax.lax.dot_general(dy, wide, (((dy.ndim - 2, dy.ndim - 1), (1, 2)), ((), ())))
+    dwide = jax.lax.dot_general(x, dy, both)
+    dnarrow = jax.lax.dot_general(product, grad, both)
+    return dx, dwide, dbias.sum(0).astype(bias.dtype), dnarrow
 
 
 gated_product.defvjp(_forward, _backward)
 
 
 def _on_one_device(y, grad, bias, interpret):
+    if not (interpret or supports(y)):
+        product, dy, dbias = _plainly(y, bias, grad)
+        return product, dy, dbias[None]
     flat = y.reshape(-1, *y.shape[-2:]), bias, grad.reshape(-1, grad.shape[-1])
     if interpret:
         product, dy, dbias = _by_kernel(*flat, interpret=True)
@@ -112,6 +133,7 @@ def _plainly(y, bias, grad):
     return product, dy, dbias.astype(jnp.float32)
 
 
+@functools.partial(jax.jit, static_argnames="interpret")
 def _by_kernel(y, bias, grad, interpret: bool = False):
     """The product, and the gradients for y and the bias from the product's."""
     rows, _, wide = y.shape

@@ -105,6 +105,7 @@ def _plainly(x, scale, bias, grad, shortcut, eps):
     return dx + shortcut, *others
 
 
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
     """The gradients for x, for scale and for bias."""
     width = x.shape[-1]

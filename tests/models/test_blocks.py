@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from videomv_kernels.gated_linear import hopper
 
 from videomv_jax import compat, sharding
 from videomv_jax.convert import mapping
@@ -177,3 +179,37 @@ def test_gradients_on_gpus():
             several = gradients("bfloat16")
     assert far(one, wanted) < 0.03
     assert far(several, wanted) < 0.03
+
+
+# From JAX 0.11 on; docs/rasterizer.md says what comes after Triton.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
+@pytest.mark.skipif(not hopper.LOWERS, reason="the kernel needs JAX 0.11's interfaces")
+def test_gated_layers_are_a_kernel_for_inference_on_one_hopper(error):
+    ff = blocks.FeedForward(256, dtype="bfloat16", rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 256)), "bfloat16")
+    graph, params = nnx.split(ff)
+    wanted = ff(x, onto=x)
+
+    def forward(params, x):
+        return nnx.merge(graph, params)(x, onto=x)
+
+    def loss(params, x):
+        return forward(params, x).astype("float32").sum()
+
+    def traced(f):
+        with compat.compiling_for("gpu"):
+            return jax.jit(lambda *args: f(*args)).trace(params, x)
+
+    def kernels(f, devices=1):
+        gpu = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="cuda")
+        auto = (AxisType.Auto,)
+        mesh = AbstractMesh((devices,), ("data",), auto, abstract_device=gpu)
+        with jax.sharding.use_abstract_mesh(mesh):
+            text = traced(f).lower(lowering_platforms=("cuda",)).as_text()
+        return text.count("@mosaic_gpu_v2")
+
+    assert kernels(forward) == 1
+    assert kernels(jax.grad(loss)) == 0
+    program = traced(forward).lower(lowering_platforms=("cpu",)).compile()
+    assert error(program(params, x), wanted) < 0.01
+    assert kernels(forward, devices=2) == 0

@@ -8,6 +8,7 @@ Source: the text-to-video UNet of ModelScope as used by VideoMV (arXiv:2403.1201
 """
 
 import functools
+from typing import Any
 
 import jax
 from flax import nnx
@@ -166,16 +167,23 @@ class FeedForward(nnx.Module):
         self, x: Float[Array, "... c"], *, onto: Float[Array, "... c"]
     ) -> Float[Array, "... c"]:
         """Args: x, and what to add to the result."""
-        y, dtype = self.gated.product(x), self.gated.dtype
         axes = sharding.batch_axes(len(x))
-        if compat.has_cuda() and axes is not None and gated_product.supports(y):
-            y = jax.lax.optimization_barrier(y)
-            bias, kernel = self.gated.bias, self.out.kernel
-            assert bias is not None
-            weights = bias[...].astype(dtype), kernel[...].astype(dtype)
-            return self.out.added(gated_product.gated_product(y, *weights, axes), onto)
-        y = self.gated.added(y)
+        if compat.has_cuda() and axes is not None:
+            return self._by_kernels(x, axes, onto)
+        y = self.gated(x)
         return self.out(y[..., 0, :] * gelu(y[..., 1, :]), onto)
+
+    def _by_kernels(self, x, axes, onto):
+        bias = self.gated.bias
+        assert bias is not None
+        weights = (
+            w[...].astype(self.gated.dtype)
+            for w in (self.gated.kernel, bias, self.out.kernel)
+        )
+        x = x.astype(self.gated.dtype)
+        hopper = compat.has_hopper() and not axes
+        y: Any = gated_product.gated_product(x, *weights, axes, hopper)
+        return self.out.added(y, onto)
 
 
 class TransformerBlock(nnx.Module):

@@ -240,6 +240,13 @@ def _whole_kernel(refs, *, norm: Norm, tiling: Tiling):
         triton.store(refs.result.at[at], result, mask=mask)
 
 
+# Under jit, so that what is asked for many times is traced and lowered once.
+_once = functools.partial(
+    jax.jit, static_argnames=("norm", "wanted", "tiling", "interpret")
+)
+
+
+@_once
 def staged(norm: Norm, inputs, wanted, tiling: Tiling, *, interpret: bool):
     """What folds find: sums by many programs, folded by a second kernel.
 
@@ -271,6 +278,7 @@ def staged(norm: Norm, inputs, wanted, tiling: Tiling, *, interpret: bool):
     )
 
 
+@_once
 def whole(norm: Norm, inputs, wanted, tiling: Tiling, *, interpret: bool):
     """The same, and the `result`: y, or the gradient of x.
 

@@ -81,6 +81,11 @@ def _backward_kernel(qkv, grad, out, *, shape, heads: int):
         triton.store(out.at[place], gradient.astype(out.dtype), mask=places.mask)
 
 
+# Under jit, so that what is asked for many times is traced and lowered once.
+_once = functools.partial(jax.jit, static_argnames=("heads", "interpret"))
+
+
+@_once
 def forward(qkv: jax.Array, heads: int, *, interpret: bool) -> jax.Array:
     """See `view_attention`."""
     b, f, length, _, c = qkv.shape
@@ -88,6 +93,7 @@ def forward(qkv: jax.Array, heads: int, *, interpret: bool) -> jax.Array:
     return _call(_forward_kernel, "forward", qkv, heads, [qkv], shape, interpret)
 
 
+@_once
 def backward(qkv, grad, heads: int, *, interpret: bool) -> jax.Array:
     """The gradient for qkv, from that for the result."""
     inputs = [qkv, grad]
