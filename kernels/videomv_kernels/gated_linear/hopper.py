@@ -1,11 +1,11 @@
 """The gated layer as one persistent kernel of a Hopper GPU: TMA and wgmma.
 
 A block multiplies tile after tile: one warpgroup loads slices of inputs and weights
-into a ring in shared memory, two others multiply them, each for its own part of the
-tile, and then apply biases and gate. Of the two, the second starts every tile some
-slices later: so one applies the gate while the other multiplies, and the tensor cores
-do not wait. Both halves of a weight meet in one warpgroup's registers, so nothing but
-the result is written.
+into a ring in shared memory, two others multiply them, each for its own rows of the
+tile, and then apply biases and gate. Both halves of a weight meet in one warpgroup's
+registers, so nothing but the result is written. Loads go on, and the last tile is
+written, while the gate is applied; products wait, unless `Tiles.lag` keeps the second
+warpgroup behind the first.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Tiles:
         rows, columns: of the result, what a warpgroup computes at a time, from as many
             columns of either half of the weight. A block's tile has twice the rows.
         stages: slices in the ring.
-        lag: how many slices the second warpgroup is behind.
+        lag: how many slices the second warpgroup starts a tile behind the first.
         group: how many tiles side by side are computed before the rows below.
     """
 
