@@ -44,16 +44,21 @@ def on_cpu() -> bool:
     return _platform() == "cpu"
 
 
-def compiler_options() -> dict[str, bool | int | str]:
+def compiler_options(several: bool = False) -> dict[str, bool | int | str]:
     """XLA's options for the platform: the only place where any are set.
 
     On NVIDIA GPUs, linear layers of one input stay apart: merged, XLA would join their
     weights anew on every call. And products are cuBLAS's where XLA would not put a norm
-    or an activation into its own: cuBLAS also adds residuals (docs/performance.md).
+    or an activation into its own: cuBLAS also adds residuals (docs/performance.md). In
+    programs for several devices nothing is moved about to hide transfers behind it: to
+    hide 6 GB of gradients a training step wanted 42 GB more memory (docs/scale.md).
     """
     if not has_cuda():
         return {}
-    return {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_triton_gemm_any": False}
+    options = {"xla_gpu_dot_merger_threshold_mb": 0, "xla_gpu_triton_gemm_any": False}
+    if several:
+        options["xla_gpu_enable_latency_hiding_scheduler"] = False
+    return options
 
 
 def compiling_pool() -> ThreadPoolExecutor:

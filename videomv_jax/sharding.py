@@ -148,6 +148,11 @@ def ambient_axes() -> dict[str, int]:
     return {name: size for name, size in mesh.shape.items() if size > 1}
 
 
+def splits_parameters() -> bool:
+    """Whether the ambient mesh splits parameters, not only what is made with them."""
+    return bool(ambient_axes().keys() & {"fsdp", "tensor"})
+
+
 def batch_axes(size: int) -> tuple[str, ...] | None:
     """The axes of `ambient_axes` that split a batch; None if others split arrays, too.
 

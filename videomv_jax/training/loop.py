@@ -165,9 +165,9 @@ class _Run:
     def _compile(self, state, index, key):
         with self.writer.console.status("compiling the step"):
             clock = time.perf_counter()
-            step = make_step(self.task, make_optimizer(self.config), self.config)
             # The mesh of the context places activations; samples are made without.
             with jax.set_mesh(self.mesh):
+                step = make_step(self.task, make_optimizer(self.config), self.config)
                 traced = step.trace(state, self.constants, index, key)
                 flops = count_flops(traced.jaxpr)
                 step = traced.lower().compile()

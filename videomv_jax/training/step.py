@@ -91,7 +91,7 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
         norm = extra["norm"]
         factor = jnp.where(norm < limit, 1, limit / norm)
         wide = {x.shape: factor for x in updates.values()}
-        if compat.has_cuda() and not sharding.ambient_axes():
+        if compat.has_cuda() and not sharding.splits_parameters():
             # XLA updates several small arrays by one kernel only if they have an
             # operand in common that is no scalar.
             for shape in wide:
@@ -106,13 +106,13 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
 
 
 def global_norm(gradients: Params) -> Array:
-    """`optax.tree.norm`, with one sum for all gradients of one shape on one device.
+    """`optax.tree.norm`, with one sum for all gradients of one shape.
 
     Squares of some dozens of them are added up by one kernel, where a sum each would be
-    two kernels each, and most are small. Several devices may hold those of one shape
-    differently, so there each has its own.
+    two kernels each, and most are small. A mesh that splits parameters may split those
+    of one shape differently, so there each has its own.
     """
-    if sharding.ambient_axes():
+    if sharding.splits_parameters():
         return optax.tree.norm(gradients)
     squares: dict[tuple[int, ...], Array] = {}
     for x in gradients.values():
@@ -133,7 +133,8 @@ def make_step(
     """The jitted update `(state, constants, batch, key) -> (state, metrics)`.
 
     The key is the run's; the step number is folded in, so a resumed run draws the
-    numbers the uninterrupted one would have drawn. Trace it under `jax.set_mesh`.
+    numbers the uninterrupted one would have drawn. Make it, and trace it, under
+    `jax.set_mesh`.
     """
 
     def step(state, constants, batch, key):
@@ -160,7 +161,7 @@ def make_step(
             metrics["skipped"] = state.health.skipped.astype(jnp.float32)
         return state, metrics | {BROKEN: state.health.broken}
 
-    options = compat.compiler_options()
+    options = compat.compiler_options(several=bool(sharding.ambient_axes()))
     return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
