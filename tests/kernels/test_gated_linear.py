@@ -38,7 +38,7 @@ def exact(*inputs):
 
 
 @needs_interfaces
-@pytest.mark.parametrize("tiles", [hopper.Tiles(), hopper.Tiles(128, 64, 3, 2, 2)])
+@pytest.mark.parametrize("tiles", [hopper.Tiles(), hopper.Tiles(128, 64, 3, 2)])
 def test_values(tiles, error):
     """Of more tiles than blocks, whose shares are not even."""
     inputs = layer(768, 320, 256)

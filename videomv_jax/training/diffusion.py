@@ -359,12 +359,12 @@ class DiffusionTask:
         sampling = self._model.sampling
         shown = jax.tree.map(lambda x: x[:SHOWN], constants["pool"])
         truth = shown.latents.astype(jnp.float32)
-        branches = jax.tree.map(lambda x: jnp.concatenate([x, x]), shown)
-        dropped = jnp.arange(2 * len(truth)) >= len(truth)
+        branches = jax.tree.map(lambda x: jnp.repeat(x, 2, 0), shown)
+        dropped = jnp.arange(2 * len(truth)) % 2 == 1
         captionless = jnp.full(dropped.shape, self._photos)
         told = self._told(parts, constants, branches, dropped, captionless)
         done = sample(
-            lambda x, t: parts["unet"](x, t, **told),
+            lambda x, t: parts["unet"](jnp.repeat(x, 2, 0), jnp.repeat(t, 2), **told),
             self._model.prediction,
             samplers.by_name(sampling.sampler)(self._schedule, sampling.steps),
             process.sample_noise(jax.random.key(0), truth.shape),

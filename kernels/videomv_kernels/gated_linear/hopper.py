@@ -4,8 +4,7 @@ A block multiplies tile after tile: one warpgroup loads slices of inputs and wei
 into a ring in shared memory, two others multiply them, each for its own rows of the
 tile, and then apply biases and gate. Both halves of a weight meet in one warpgroup's
 registers, so nothing but the result is written. Loads go on, and the last tile is
-written, while the gate is applied; products wait, unless `Tiles.lag` keeps the second
-warpgroup behind the first.
+written, while the gate is applied; products wait.
 """
 
 import dataclasses
@@ -47,21 +46,18 @@ class Tiles:
         rows, columns: of the result, what a warpgroup computes at a time, from as many
             columns of either half of the weight. A block's tile has twice the rows.
         stages: slices in the ring.
-        lag: how many slices the second warpgroup starts a tile behind the first.
         group: how many tiles side by side are computed before the rows below.
     """
 
     rows: int = 64
     columns: int = 128
     stages: int = 4
-    lag: int = 0
     group: int = 8
 
     def fit(self, m: int, k: int, n: int) -> bool:
         """Whether a product of [m, k] and [k, 2, n] is made of whole tiles.
 
-        The ring is shorter than a tile is deep: the first warpgroup must not start two
-        tiles before the second starts one.
+        A tile is no fewer slices deep than the ring holds.
         """
         whole = not (m % (MULTIPLYING * self.rows) or k % DEPTH or n % self.columns)
         return whole and k // DEPTH >= self.stages
@@ -105,7 +101,6 @@ def gated(
         scratch_types=dict(
             loaded=plgpu.Barrier(num_arrivals=3, num_barriers=stages),
             read=plgpu.Barrier(num_arrivals=MULTIPLYING, num_barriers=stages),
-            ahead=plgpu.Barrier(),
             x_ring=smem((stages, MULTIPLYING * rows, DEPTH)),
             kernel_ring=smem((stages, 2, DEPTH, columns)),
             results=smem((MULTIPLYING, rows, columns)),
@@ -116,9 +111,7 @@ def gated(
     return call(x, kernel.reshape(k, 2 * n), bias.reshape(2 * n))
 
 
-def _kernel(
-    x, kernel, bias, out, *, loaded, read, ahead, x_ring, kernel_ring, results, tiles
-):
+def _kernel(x, kernel, bias, out, *, loaded, read, x_ring, kernel_ring, results, tiles):
     (m, n), steps = out.shape, x.shape[1] // DEPTH
     rows, columns = MULTIPLYING * tiles.rows, tiles.columns
     grid = m // rows, n // columns
@@ -190,20 +183,10 @@ def _kernel(
                     plgpu.wgmma(value, left, kernel_ring.at[here, 0])
                     plgpu.wgmma(gate, left, kernel_ring.at[here, 1])
 
-                    @pl.when((warpgroup == 0) & (k == tiles.lag - 1))
-                    def _():
-                        plgpu.barrier_arrive(ahead)
-
                 def step(k, _):
                     start(k)
                     plgpu.wgmma_wait(2)  # all but what just started
                     plgpu.barrier_arrive(read.at[slot(k - 1)])
-
-                if tiles.lag:
-
-                    @pl.when(warpgroup == 1)
-                    def _():
-                        plgpu.barrier_wait(ahead)
 
                 start(0)
                 lax.fori_loop(1, steps, step, None)
