@@ -18,7 +18,7 @@ after each row the same as JSON, so that nothing is lost when time is up. Rows:
     memory    the same from a fresh process, with little memory
     compile   the programs of `VideoMV.compile`: first, from JAX's cache, loaded
 
-Times are medians of queues that are filled without waiting. A lease of few minutes does
+Times are medians of queues that are filled without waiting. Few minutes do for
 unet,vae,torch. `--model tiny` runs everywhere and says nothing about speed.
 """
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from videomv_kernels import gated_linear
 from videomv_kernels.devices import over_axes
+from videomv_kernels.gated_linear.api import gated, linear
 from videomv_kernels.rasterize.compat import shape_like
 
 _COLUMNS, _ROWS = 128, 16  # of a tile
@@ -33,7 +34,7 @@ def reference(
     narrow: Float[Array, "w o"],
 ) -> Float[Array, "... o"]:
     """What `gated_product` computes, in plain JAX for any device and type."""
-    return _linear(_gated(_linear(x, wide), bias), narrow)
+    return linear(gated_linear.reference(x, wide, bias), narrow)
 
 
 def supports(y: Joined) -> bool:
@@ -73,16 +74,15 @@ def gated_product(
     """
     if not (hopper and gated_linear.supports(x, wide, bias)):
         return reference(x, wide, bias, narrow)
-
     kernel, plain = gated_linear.gated_linear, gated_linear.reference
     product = jax.lax.platform_dependent(x, wide, bias, cuda=kernel, default=plain)
-    return _linear(product, narrow)
+    return linear(product, narrow)
 
 
 def _forward(x, wide, bias, narrow, axes, hopper, interpret):
     # Or XLA's own kernels would take a part of what follows.
-    y = jax.lax.optimization_barrier(_linear(x, wide))
-    return _linear(_gated(y, bias), narrow), (x, wide, y, bias, narrow)
+    y = jax.lax.optimization_barrier(linear(x, wide))
+    return linear(gated(y, bias), narrow), (x, wide, y, bias, narrow)
 
 
 def _backward(axes, hopper, interpret, saved, grad):
@@ -117,18 +117,8 @@ def _on_one_device(y, grad, bias, interpret):
     return product.reshape(grad.shape), dy.reshape(y.shape), dbias[None]
 
 
-def _gated(y, bias):
-    y = y + bias.reshape((1,) * (y.ndim - 2) + bias.shape)
-    value, gate = y[..., 0, :], y[..., 1, :]
-    return value * (0.5 * gate * (1 + jax.lax.erf(gate * 0.5**0.5)))
-
-
-def _linear(x, kernel):
-    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-
-
 def _plainly(y, bias, grad):
-    product, pull = jax.vjp(_gated, y, bias)
+    product, pull = jax.vjp(gated, y, bias)
     dy, dbias = pull(grad)
     return product, dy, dbias.astype(jnp.float32)
 

@@ -120,13 +120,8 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32), axes=("norm",))
 
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        x = x.astype(jnp.float32)
-        mean = x.mean(-1, keepdims=True)
-        variance = jnp.square(x - mean).mean(-1, keepdims=True)
-        y = (x - mean) * jax.lax.rsqrt(variance + self.eps)
-        ones = (1,) * (x.ndim - 1)
-        scale, bias = (p[...].reshape(*ones, -1) for p in (self.scale, self.bias))
-        return (y * scale + bias).astype(self.dtype)
+        x, weights = x.astype(jnp.float32), (self.scale[...], self.bias[...])
+        return layer_norm.reference(x, *weights, self.eps).astype(self.dtype)
 
     def beside(
         self, x: Float[Array, "... c"]

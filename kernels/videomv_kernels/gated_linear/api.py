@@ -21,9 +21,17 @@ def reference(x: Inputs, kernel: Weight, bias: Bias) -> Float[Array, "... n"]:
 
     Products and all that follows are in the type of x. GELU in its erf form.
     """
-    contract = (((x.ndim - 1,), (0,)), ((), ()))
-    y = jax.lax.dot_general(x, kernel.astype(x.dtype), contract)
-    y = y + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+    return gated(linear(x, kernel.astype(x.dtype)), bias.astype(x.dtype))
+
+
+def linear(x: Inputs, kernel: jax.Array) -> jax.Array:
+    """The product of x's last axis and the kernel's first."""
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
+def gated(y: Float[Array, "... 2 n"], bias: Bias) -> Float[Array, "... n"]:
+    """`value gelu(gate)` of values and gates without their bias."""
+    y = y + bias.reshape((1,) * (y.ndim - 2) + bias.shape)
     value, gate = y[..., 0, :], y[..., 1, :]
     return value * (0.5 * gate * (1 + jax.lax.erf(gate * 0.5**0.5)))
 
