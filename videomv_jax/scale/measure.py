@@ -28,7 +28,8 @@ class Measured:
     Attributes:
         strategy, mesh, batch, devices: what ran, on how many devices.
         device: their kind.
-        seconds: of each step, after the first two.
+        seconds: of each step, after the first two, from the end of the one before; the
+            next is handed over meanwhile, as a training run does.
         compile_seconds: of the step.
         flops: of a step, over all devices, see `training.flops`.
         memory: bytes a device needs, by the compiler.
@@ -108,13 +109,17 @@ def measure(
     )
     index = [sharding.put(row, batch) for row in numbers]
     key = jax.device_put(jax.random.key(2), whole)
-    seconds, losses = [], []
+    waiting, ends = [], []
+    losses: list[float] = []
     for number, one in enumerate(index):
         say(f"{name}: step {number + 1} of {len(index)}")
-        clock = time.perf_counter()
         state, metrics = step(state, constants, one, key)
-        losses.append(float(metrics["loss"]))  # waits for the step
-        seconds.append(time.perf_counter() - clock)
+        waiting.append(metrics["loss"])
+        if number:  # the step before ends while this one waits, as in a training run
+            losses.append(float(waiting[number - 1]))
+            ends.append(time.perf_counter())
+    losses.append(float(waiting[-1]))
+    ends.append(time.perf_counter())
     memory = step.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return Measured(
@@ -123,7 +128,7 @@ def measure(
         batch=config.batch_size,
         devices=devices,
         device=mesh.devices.flat[0].device_kind,
-        seconds=tuple(seconds[2:]),
+        seconds=tuple(np.diff(ends)[1:].tolist()),
         compile_seconds=compile_seconds,
         flops=flops,
         memory=kept - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
