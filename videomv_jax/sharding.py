@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
@@ -287,7 +288,9 @@ def over_devices(
     """`f` of some arrays, on each device of the ambient mesh for its own part.
 
     For a GPU's kernels, which the compiler cannot split: it would gather their inputs
-    whole on every device. A dimension that its mesh axes do not divide is whole.
+    whole on every device. A dimension that its mesh axes do not divide is whole. An
+    array that is whole goes in as one copy for each device, so that the sums of its
+    gradients are not made in here, one by one, but with all others at the end.
 
     Args:
         f: treats the positions along named axes independently of each other.
@@ -309,9 +312,27 @@ def over_devices(
     def spec(axes):
         return PartitionSpec(*[over[axis] for axis in axes])
 
-    in_specs = tuple(spec(axes) for _, axes in inputs)
-    split = jax.shard_map(f, in_specs=in_specs, out_specs=spec(result))
-    return split(*(x for x, _ in inputs))
+    used = tuple(dict.fromkeys(n for names in over.values() for n in names or ()))
+    copies = math.prod(sizes[name] for name in used)
+    whole = [not any(over[axis] for axis in axes) for _, axes in inputs]
+
+    def local(*xs):
+        return f(*(x[0] if w else x for x, w in zip(xs, whole, strict=True)))
+
+    split = jax.shard_map(
+        local,
+        in_specs=tuple(
+            PartitionSpec(used) if w else spec(axes)
+            for (_, axes), w in zip(inputs, whole, strict=True)
+        ),
+        out_specs=spec(result),
+    )
+    return split(
+        *(
+            jnp.broadcast_to(x, (copies, *x.shape)) if w else x
+            for (x, _), w in zip(inputs, whole, strict=True)
+        )
+    )
 
 
 def put(tree, shardings):

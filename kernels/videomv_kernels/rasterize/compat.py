@@ -16,7 +16,8 @@ def shape_like(shape, dtype, example: jax.Array) -> jax.ShapeDtypeStruct:
 
 def varying_like(x: jax.Array, example: jax.Array) -> jax.Array:
     """x, varying over the mesh axes that `example` varies over under shard_map."""
-    axes = tuple(sorted(jax.typeof(example).manual_axis_type.varying))
+    wanted, has = (jax.typeof(one).manual_axis_type.varying for one in (example, x))
+    axes = tuple(sorted(wanted - has))
     return lax.pcast(x, axes, to="varying") if axes else x
 
 
