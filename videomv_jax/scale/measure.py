@@ -69,7 +69,7 @@ def measure(
     Args:
         config: the run; `batch_size` is of all devices together.
         devices: how many of this process's devices.
-        steps: timed ones, after two that are not.
+        steps: timed ones, after two and before one that are not.
         say: told what is being done.
 
     Raises:
@@ -105,21 +105,19 @@ def measure(
         jax.random.key(1)
     )
     numbers = np.random.default_rng(0).integers(
-        0, config.objects, (steps + 2, config.batch_size)
+        0, config.objects, (steps + 3, config.batch_size)
     )
     index = [sharding.put(row, batch) for row in numbers]
     key = jax.device_put(jax.random.key(2), whole)
-    waiting, ends = [], []
-    losses: list[float] = []
+    losses, ends = [], []
     for number, one in enumerate(index):
         say(f"{name}: step {number + 1} of {len(index)}")
         state, metrics = step(state, constants, one, key)
-        waiting.append(metrics["loss"])
-        if number:  # the step before ends while this one waits, as in a training run
-            losses.append(float(waiting[number - 1]))
+        losses.append(metrics["loss"])
+        if number:  # waits for the step before, as a training run queues them
+            losses[-2] = float(losses[-2])
             ends.append(time.perf_counter())
-    losses.append(float(waiting[-1]))
-    ends.append(time.perf_counter())
+    losses[-1] = float(losses[-1])
     memory = step.memory_analysis()
     kept = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return Measured(
@@ -128,7 +126,7 @@ def measure(
         batch=config.batch_size,
         devices=devices,
         device=mesh.devices.flat[0].device_kind,
-        seconds=tuple(np.diff(ends)[1:].tolist()),
+        seconds=tuple(np.diff(ends[1:]).tolist()),
         compile_seconds=compile_seconds,
         flops=flops,
         memory=kept - memory.alias_size_in_bytes + memory.temp_size_in_bytes,
