@@ -39,8 +39,8 @@ from videomv_jax.types import Images, InputError
 
 MAX_SEED = 2**32 - 1
 # A call takes milliseconds for the thousands of weights it is handed, in which a GPU
-# waits: calls shorter than this many seconds are joined, progress is told less often.
-_CALL_S = 0.2
+# waits: each has the steps of about so many seconds, and progress is told after it.
+_CALL_S = 1.0
 
 Photo: TypeAlias = str | os.PathLike[str] | Float[np.ndarray, "h w 3"]
 
@@ -229,7 +229,8 @@ class VideoMV:
         told("denoising", 0, count)
         done, stride = 0, 1
         while done < count:
-            begun, done = time.perf_counter(), min(done + stride, count)
+            begun, stride = time.perf_counter(), min(stride, count - done)
+            done += stride
             state = programs.advance(
                 weights,
                 condition,
@@ -244,8 +245,8 @@ class VideoMV:
             )
             jax.block_until_ready(state)
             told("denoising", done, count)
-            if time.perf_counter() - begun < _CALL_S:
-                stride *= 2
+            seconds = time.perf_counter() - begun
+            stride = max(1, int(stride * _CALL_S / seconds))
         told("decoding", 0, 1)
         views = np.asarray(programs.decode(weights, state.x))
         told("decoding", 1, 1)
