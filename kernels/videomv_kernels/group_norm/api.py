@@ -23,6 +23,7 @@ _STAGED_ROWS = 16, 128
 _WARPS = 4
 _WHOLE_VALUES = 1024  # of a warp that has all rows of its groups
 _WHOLE_WARPS = 8
+_APPLIED = Tiling(rows=64, warps=4)
 
 
 def reference(
@@ -76,9 +77,10 @@ def group_norm(
     Statistics are float32: sums of x and x^2 for each channel, in one pass over x, in
     the same order every time. Where samples have many rows, some hundred programs sum
     them, one for each few groups folds the sums into a scale and a shift of channels,
-    and XLA applies these together with what follows. Where they have few, one kernel
-    does all of it. Differentiable once, likewise: the gradients of gain, bias and
-    offset come from the two sums that the gradient of x needs.
+    and a third kernel applies these, or XLA does together with what follows where there
+    is a gradient. Where they have few, one kernel does all of it. Differentiable once,
+    likewise: the gradients of gain, bias and offset come from the two sums that the
+    gradient of x needs.
 
     Args:
         x: channels of n samples of r rows.
@@ -125,9 +127,12 @@ def _apply(x, gain, bias, offset, norm: Norm, wanted, interpret: bool):
     if tiling := _whole(norm, tensors=1):
         found = triton_kernels.whole(norm, inputs, wanted, tiling, interpret=interpret)
     else:
-        wanted = wanted or ("scale", "shift")
-        tiling = _staged(norm)
-        found = triton_kernels.staged(norm, inputs, wanted, tiling, interpret=interpret)
+        names, tiling = wanted or ("scale", "shift"), _staged(norm)
+        found = triton_kernels.staged(norm, inputs, names, tiling, interpret=interpret)
+        if not wanted:
+            inputs = {k: v for k, v in inputs.items() if k in ("x", "offset")} | found
+            y = triton_kernels.apply(norm, inputs, _APPLIED, interpret=interpret)
+            return y, {}
     y = found.pop("result", None)
     found = {name: checkpoint_name(v, STATISTICS) for name, v in found.items()}
     if y is None:

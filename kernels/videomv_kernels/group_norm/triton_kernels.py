@@ -3,6 +3,9 @@
 Both passes need two sums for each channel: of d and of d x, where d is x itself in the
 forward pass and the gradient of the norm's result in the backward pass. Programs that
 sum have some rows of a block of channels; those that fold have whole groups.
+
+The first programs that sum have the last rows: these were written last, so a cache has
+them yet, as it has the first rows when whoever is next begins with those.
 """
 
 import dataclasses
@@ -120,6 +123,11 @@ class _Place:
                 triton.store(getattr(refs, name).at[place], row, mask=self.real)
 
 
+def _from_last(axis: int):
+    """Where the program is along an axis of the grid, counted from its end."""
+    return pl.num_programs(axis) - 1 - pl.program_id(axis)
+
+
 def _load(ref, place, mask):
     return triton.load(ref.at[place], mask=mask, other=None if mask is None else 0.0)
 
@@ -147,9 +155,15 @@ def _operands(refs, norm: Norm, place: _Place, tiles):
     return pairs
 
 
+def _sigmoid(y):
+    """By two instructions of a GPU's own, where `exp` and a quotient take twenty."""
+    root = jax.lax.rsqrt(1 + jnp.exp2(-math.log2(math.e) * y))
+    return root * root
+
+
 def silu_slope(y):
     """The derivative of SiLU."""
-    s = 1 / (1 + jnp.exp(-y))
+    s = _sigmoid(y)
     return s * (1 + y * (1 - s))
 
 
@@ -160,7 +174,16 @@ def _sums(pairs):
     return jnp.sum(one, 0), jnp.sum(two, 0)
 
 
-def _fold(refs, norm: Norm, place: _Place, one, two) -> dict[str, Any]:
+def _known(refs, norm: Norm, place: _Place) -> dict[str, Any]:
+    """What a fold reads beside sums: loaded first, so that nothing waits for it."""
+    if not hasattr(refs, "dparams"):  # the forward pass
+        return {name: place.parameter(getattr(refs, name)) for name in ("gain", "bias")}
+    names = ("mean", "rstd", "scale", *(("total",) if norm.offset else ()))
+    known = {name: place.vector(getattr(refs, name)) for name in names}
+    return known | {"gain": place.parameter(refs.gain)}
+
+
+def _fold(known, norm: Norm, place: _Place, one, two) -> dict[str, Any]:
     """See `Norm.folded`, from the two sums of each channel."""
     count = norm.rows * norm.group
     lane = jnp.arange(place.lanes, dtype=jnp.int32)
@@ -173,27 +196,27 @@ def _fold(refs, norm: Norm, place: _Place, one, two) -> dict[str, Any]:
             mean = jnp.where(inside, total / count, mean)
         return mean
 
-    gain = place.parameter(refs.gain)
-    if not hasattr(refs, "dparams"):  # the forward pass
+    gain = known["gain"]
+    if "bias" in known:
         mean = over_group(one)
         variance = over_group(two) - mean * mean
         rstd = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + norm.eps)
         scale = rstd * gain
-        shift = place.parameter(refs.bias) - mean * scale
+        shift = known["bias"] - mean * scale
         return dict(scale=scale, shift=shift, mean=mean, rstd=rstd, total=one)
-    mean, rstd = place.vector(refs.mean), place.vector(refs.rstd)
+    mean, rstd = known["mean"], known["rstd"]
     dgain = rstd * (two - mean * one)
     of_x = -rstd * rstd * over_group(gain * dgain)
     of_one = -rstd * over_group(gain * one) - of_x * mean
     values = dict(of_x=of_x, of_one=of_one, dparams=(dgain, one))
     if norm.offset:
-        of_rows = one * place.vector(refs.scale) + place.vector(refs.total) * of_x
+        of_rows = one * known["scale"] + known["total"] * of_x
         values["doffset"] = of_rows + norm.rows * of_one
     return values
 
 
 def _sum_kernel(refs, *, norm: Norm, tiling: Tiling):
-    block, part, sample = (pl.program_id(i) for i in range(3))
+    block, part, sample = pl.program_id(0), _from_last(1), _from_last(2)
     place = _Place(norm, sample, block * SUMMED, SUMMED)
     tiles = place.tiles(tiling, part * tiling.rows)
     row = sample * pl.num_programs(1) + part
@@ -206,6 +229,7 @@ def _fold_kernel(refs, *, norm: Norm, parts: int):
     unit, sample = (pl.program_id(i) for i in range(2))
     place = _Place(norm, sample, unit * norm.unit, norm.unit)
     step = min(_PARTS, pl.next_power_of_2(parts))
+    known = _known(refs, norm, place)
 
     def add(i, sums):
         part = i * step + jnp.arange(step, dtype=jnp.int32)
@@ -216,25 +240,43 @@ def _fold_kernel(refs, *, norm: Norm, parts: int):
 
     sums = (jnp.zeros((place.lanes,), jnp.float32),) * 2
     sums = jax.lax.fori_loop(0, -(-parts // step), add, sums)
-    place.store(refs, _fold(refs, norm, place, *sums))
+    place.store(refs, _fold(known, norm, place, *sums))
 
 
 def _whole_kernel(refs, *, norm: Norm, tiling: Tiling):
-    unit, sample = (pl.program_id(i) for i in range(2))
+    unit, sample = pl.program_id(0), _from_last(1)
     place = _Place(norm, sample, unit * norm.unit, norm.unit)
+    known = _known(refs, norm, place)
     tiles = place.tiles(tiling, 0)
     pairs = _operands(refs, norm, place, tiles)
-    values = _fold(refs, norm, place, *_sums(pairs))
+    values = _fold(known, norm, place, *_sums(pairs))
     place.store(refs, values)
     if hasattr(refs, "dy"):
-        scale = place.vector(refs.scale)[None]
         of_x, of_one = (values[name][None] for name in ("of_x", "of_one"))
-        results = [d * scale + x * of_x + of_one for x, d in pairs]
+        results = [d * known["scale"][None] + x * of_x + of_one for x, d in pairs]
     else:
         scale, shift = (values[name][None] for name in ("scale", "shift"))
-        results = [x * scale + shift for x, _ in pairs]
-        if norm.silu:
-            results = [y / (1 + jnp.exp(-y)) for y in results]
+        results = _normed(norm, pairs, scale, shift)
+    _store(refs, tiles, results)
+
+
+def _apply_kernel(refs, *, norm: Norm, tiling: Tiling):
+    block, part, sample = (pl.program_id(i) for i in range(3))
+    place = _Place(norm, sample, block * SUMMED, SUMMED)
+    tiles = place.tiles(tiling, part * tiling.rows)
+    pairs = _operands(refs, norm, place, tiles)
+    # Each thread loads its own: from a cache, without waiting for others.
+    at = jnp.broadcast_to(place.rows(sample[None]), tiles[0][0].shape)
+    scale, shift = (_load(v, at, None) for v in (refs.scale, refs.shift))
+    _store(refs, tiles, _normed(norm, pairs, scale, shift))
+
+
+def _normed(norm: Norm, pairs, scale, shift):
+    results = [x * scale + shift for x, _ in pairs]
+    return [y * _sigmoid(y) for y in results] if norm.silu else results
+
+
+def _store(refs, tiles, results):
     for (at, mask), result in zip(tiles, results, strict=True):
         result = result.astype(refs.result.dtype)
         triton.store(refs.result.at[at], result, mask=mask)
@@ -278,12 +320,23 @@ def staged(norm: Norm, inputs, wanted, tiling: Tiling, *, interpret: bool):
     )
 
 
+@functools.partial(jax.jit, static_argnames=("norm", "tiling", "interpret"))
+def apply(norm: Norm, inputs, tiling: Tiling, *, interpret: bool):
+    """The norm, by the scale and the shift among the inputs."""
+    return _call(
+        functools.partial(_apply_kernel, norm=norm, tiling=tiling),
+        "apply",
+        (norm.c // SUMMED, -(-norm.rows // tiling.rows), norm.n),
+        inputs,
+        {"result": (inputs["x"].shape, inputs["x"].dtype)},
+        warps=tiling.warps,
+        interpret=interpret,
+    )["result"]
+
+
 @_once
 def whole(norm: Norm, inputs, wanted, tiling: Tiling, *, interpret: bool):
-    """The same, and the `result`: y, or the gradient of x.
-
-    By one kernel, whose programs have all rows of their groups.
-    """
+    """The same by one kernel, and the `result`: y, or the gradient of x."""
     outputs = _folded(norm, "dy" in inputs, wanted)
     outputs["result"] = (inputs["x"].shape, inputs["x"].dtype)
     return _call(

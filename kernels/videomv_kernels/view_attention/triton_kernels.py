@@ -20,7 +20,9 @@ class _Places:
 
     def __init__(self, shape, heads: int):
         _, views, length, _, c = shape
-        head, pixel, clip = (pl.program_id(i) for i in range(3))
+        head, pixel = (pl.program_id(i) for i in range(2))
+        # The last clip first: it was written last, so a cache has most of it yet.
+        clip = pl.num_programs(2) - 1 - pl.program_id(2)
         width = c // heads
         self.tile = max(_MIN_TILE, pl.next_power_of_2(views))
         self.scale = width**-0.5
