@@ -200,7 +200,10 @@ def unet_rows(table: Table, args) -> None:
         "XLA for group norms": mock.patch.object(
             norms.group_norm, "supports", lambda *_: False
         ),
-        "two kernels for norms of few rows": mock.patch.object(
+        "XLA for layer norms": mock.patch.object(
+            norms.layer_norm, "supports", lambda *_: False
+        ),
+        "several kernels for every group norm": mock.patch.object(
             group_norm, "_whole", lambda *_, **__: None
         ),
         "XLA for attention to the text": mock.patch.object(

@@ -1,7 +1,8 @@
 """Layer normalisation beside a shortcut, with a gradient in one pass over both.
 
 The gradient needs two sums along each row and two over all rows: XLA takes four passes.
-The kernel is Pallas for Triton.
+Where there is no gradient, a kernel begins with the last rows, which a cache has yet.
+The kernels are Pallas for Triton.
 """
 
 import functools
@@ -17,7 +18,9 @@ from videomv_kernels.rasterize.compat import shape_like
 
 _MAX_WIDTH = 2048
 _PIECES = 8  # of a row, at most
-_TILE = 512  # elements of one piece's columns; as many rows as that are
+_PIECE = 256  # columns of one, at most, where a warp has whole rows
+_VECTORS = 1024  # elements of one piece's columns, 8 a thread
+_TILE = 512  # likewise in the backward pass; as many rows as that are
 _PROGRAMS = 396  # about: three for each processor of an H100, each with own sums
 _WARPS = 4
 _MAX_SIZE = 2**31  # places are counted in int32
@@ -69,11 +72,17 @@ def layer_norm(
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
-    return reference(x, scale, bias, eps), x
+    kernel = functools.partial(_normed, eps=eps, interpret=interpret)
+    if not interpret:
+        plain = functools.partial(reference, eps=eps)
+        kernel = functools.partial(
+            jax.lax.platform_dependent, cuda=kernel, default=plain
+        )
+    return over_axes(kernel, axes, x, shared=(scale, bias)), x
 
 
 def _forward(x, scale, bias, eps, axes, interpret):
-    return layer_norm(x, scale, bias, eps, axes, interpret), (x, scale, bias)
+    return (reference(x, scale, bias, eps), x), (x, scale, bias)
 
 
 def _backward(eps, axes, interpret, saved, grads):
@@ -103,6 +112,27 @@ def _plainly(x, scale, bias, grad, shortcut, eps):
     _, pull = jax.vjp(functools.partial(reference, eps=eps), x, scale, bias)
     dx, *others = pull(grad)
     return dx + shortcut, *others
+
+
+@functools.partial(jax.jit, static_argnames=("eps", "interpret"))
+def _normed(x, scale, bias, eps, interpret: bool):
+    width = x.shape[-1]
+    rows, piece = x.size // width, min(_piece(width), _PIECE)
+    high = max(1, _VECTORS // piece)
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
+    y = pl.pallas_call(
+        functools.partial(
+            _forward_kernel, rows=rows, width=width, tile=(high, piece), eps=eps
+        ),
+        grid=(pl.cdiv(rows, high),),
+        in_specs=[anywhere] * 3,
+        out_specs=anywhere,
+        out_shape=shape_like((rows * width,), x.dtype, x),
+        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+        interpret=interpret,
+        name="layer_norm_forward",
+    )(x.reshape(-1), scale, bias)
+    return y.reshape(x.shape)
 
 
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
@@ -141,6 +171,37 @@ def _piece(width: int) -> int:
     """
     whole = width & -width
     return whole if width <= _PIECES * whole else pl.next_power_of_2(width)
+
+
+def _forward_kernel(x, scale, bias, y, *, rows, width, tile, eps):
+    part = pl.num_programs(0) - 1 - pl.program_id(0)
+    row = part * tile[0] + jnp.arange(tile[0], dtype=jnp.int32)[:, None]
+    exists = row < rows if rows % tile[0] else None
+    pieces = []
+    for start in range(0, width, tile[1]):
+        column = start + jnp.arange(tile[1], dtype=jnp.int32)[None]
+        masks = [exists, column < width if start + tile[1] > width else None]
+        masks = [jnp.broadcast_to(m, tile) for m in masks if m is not None]
+        mask = functools.reduce(jnp.logical_and, masks) if masks else None
+        pieces.append((row * width + column, jnp.broadcast_to(column, tile), mask))
+
+    def load(ref, place, mask):
+        other = None if mask is None else 0.0
+        return triton.load(ref.at[place], mask=mask, other=other).astype(jnp.float32)
+
+    def mean(values):
+        return sum(jnp.sum(v, 1, keepdims=True) for v in values) * (1 / width)
+
+    values = [load(x, place, mask) for place, _, mask in pieces]
+    middle = mean(values)
+    values = [v - middle for v in values]
+    masked = zip(values, pieces, strict=True)
+    values = [v if m is None else jnp.where(m, v, 0.0) for v, (_, _, m) in masked]
+    inverse = jax.lax.rsqrt(mean([v * v for v in values]) + eps)
+    for v, (place, column, mask) in zip(values, pieces, strict=True):
+        # Each thread loads its own: from a cache, without waiting for others.
+        result = v * inverse * load(scale, column, mask) + load(bias, column, mask)
+        triton.store(y.at[place], result.astype(y.dtype), mask=mask)
 
 
 def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps):

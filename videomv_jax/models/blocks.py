@@ -135,24 +135,24 @@ class CrossAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b f l c"],
-        context: Float[Array, "b m k"],
+        context: Float[Array, "n m k"],
         *,
-        onto: Float[Array, "b f l c"] | None = None,
-    ) -> Float[Array, "b f l c"]:
+        onto: Float[Array, "n f l c"] | None = None,
+    ) -> Float[Array, "n f l c"]:
         """Attend.
 
         Args:
             x: tokens of the views of b clips.
-            context: tokens that the views of a clip share: their keys and values are
-                computed once.
+            context: tokens that the views of a clip share, see `repeated`: their keys
+                and values are computed once.
             onto: what to add to the result.
         """
         b, heads = len(context), self.heads
         kv = self.kv(context)
         k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
-        q = self.q(x).reshape(b, x.shape[1] * x.shape[2], heads, -1)
-        y = over_mesh(q, k, v)
-        return self.out(checkpoint_name(y.reshape(x.shape), ATTENDED), onto)
+        q = repeated(self.q(x), b)
+        y = over_mesh(q.reshape(b, x.shape[1] * x.shape[2], heads, -1), k, v)
+        return self.out(checkpoint_name(y.reshape(q.shape), ATTENDED), onto)
 
 
 class FeedForward(nnx.Module):
@@ -222,9 +222,9 @@ class TransformerBlock(nnx.Module):
         shared = [] if context is None else [context]
         y, x = self.norm1.beside(x)
         x = self.attn1(y, onto=x)
+        y, x = self.norm2.beside(x)
         if context is not None:
             x = repeated(x, len(context))
-        y, x = self.norm2.beside(x)
         x = self.attn2(y, *shared, onto=x)
         y, x = self.norm3.beside(x)
         return self.ff(y, onto=x)
