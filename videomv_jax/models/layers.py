@@ -69,14 +69,18 @@ class Linear(nnx.Module):
         self, y: Float[Array, "..."], onto: Float[Array, "..."] | None = None
     ) -> Float[Array, "..."]:
         """The layer's result, given its product: with its bias, and what to add."""
+        shape, wide = y.shape, self.kernel[...].size > self.kernel[...].shape[0] ** 2
+        if compat.has_cuda() and not wide and sharding.batch_axes(len(y)) is not None:
+            # XLA has cuBLAS overwrite what it adds, if nothing else reads that: a view
+            # made here would look so, and the array behind it be copied before.
+            y = y.reshape(-1, shape[-1])
         if onto is not None:
-            y = onto.astype(self.dtype) + y
+            y = onto.astype(self.dtype).reshape(y.shape) + y
         y = self._biased(y, ...)
         if onto is not None and compat.has_cuda():
             # Or XLA's own kernels for products and norms would take a part of the sum.
             y = jax.lax.optimization_barrier(y)
-        wide = self.kernel[...].size > self.kernel[...].shape[0] ** 2
-        return y if wide else checkpoint_name(y, SUMMED)
+        return (y if wide else checkpoint_name(y, SUMMED)).reshape(shape)
 
     def parts(self, x: Float[Array, "... i"]) -> list[Float[Array, "... o"]]:
         """The parts of a layer of `linears` as products, and arrays, of their own."""
