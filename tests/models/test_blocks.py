@@ -155,11 +155,18 @@ def test_gradients_on_gpus():
     x, onto = (jax.random.normal(jax.random.key(i), (4, 3, 8, 64)) for i in range(2))
 
     def gradients(dtype):
-        block = blocks.TransformerBlock(64, 2, dtype=dtype, rngs=nnx.Rngs(0))
-        graph, params = nnx.split(block)
+        options = dict(dtype=dtype, rngs=nnx.Rngs(0))
+        both = nnx.List(
+            [
+                blocks.TransformerBlock(64, 2, **options),
+                layers.linear(64, 64, **options),
+            ]
+        )
+        graph, params = nnx.split(both)
 
         def loss(params, x):
-            y = nnx.merge(graph, params)(x.astype(dtype))
+            block, proj_in = nnx.merge(graph, params)
+            y = block(x.astype(dtype), proj_in)
             return (y.astype("float32") * onto).sum()
 
         return jax.jit(jax.grad(loss, (0, 1)))(params, x)

@@ -26,6 +26,7 @@ from videomv_jax.models.attention import (
 )
 from videomv_jax.models.layers import (
     Conv,
+    Linear,
     dropout,
     gelu,
     linear,
@@ -132,27 +133,22 @@ class CrossAttention(nnx.Module):
         )
         self.out = linear(features, features, axes=axes[::-1], dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "b f l c"],
-        context: Float[Array, "b m k"],
-        *,
-        onto: Float[Array, "b f l c"] | None = None,
+    def attended(
+        self, x: Float[Array, "b f l c"], context: Float[Array, "b m k"]
     ) -> Float[Array, "b f l c"]:
-        """Attend.
+        """What the output layer reads.
 
         Args:
             x: tokens of the views of b clips.
             context: tokens that the views of a clip share: their keys and values are
                 computed once.
-            onto: what to add to the result.
         """
         b, heads = len(context), self.heads
         kv = self.kv(context)
         k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
         q = self.q(x).reshape(b, x.shape[1] * x.shape[2], heads, -1)
         y = over_mesh(q, k, v)
-        return self.out(checkpoint_name(y.reshape(x.shape), ATTENDED), onto)
+        return checkpoint_name(y.reshape(x.shape), ATTENDED)
 
 
 class FeedForward(nnx.Module):
@@ -216,17 +212,22 @@ class TransformerBlock(nnx.Module):
         self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b f l c"], context: Float[Array, "n m k"] | None = None
+        self,
+        x: Float[Array, "b f l i"],
+        proj_in: Linear,
+        context: Float[Array, "n m k"] | None = None,
     ) -> Float[Array, "n f l c"]:
-        """Args: tokens, and the context if its width was declared, see `repeated`."""
+        """Args: tokens, and the layer that gives those of the block's width.
+
+        The context, if its width was declared, see `repeated`.
+        """
         shared = [] if context is None else [context]
-        y, x = self.norm1.beside(x)
-        x = self.attn1(y, onto=x)
+        y, x = proj_in.beside(x, self.norm1)
+        y, x = self.attn1.out.beside(self.attn1.attended(y), self.norm2, onto=x)
         if context is not None:
-            x = repeated(x, len(context))
-        y, x = self.norm2.beside(x)
-        x = self.attn2(y, *shared, onto=x)
-        y, x = self.norm3.beside(x)
+            y, x = (repeated(z, len(context)) for z in (y, x))
+        y = self.attn2.attended(y, *shared)
+        y, x = self.attn2.out.beside(y, self.norm3, onto=x)
         return self.ff(y, onto=x)
 
 
@@ -255,7 +256,7 @@ class SpatialTransformer(nnx.Module):
         """Args: x, and the text tokens of each clip, see `repeated`."""
         b, f, h, w, c = x.shape
         y = x.reshape(b, f, h * w, c)
-        z = self.block(self.proj_in(self.norm(y, 2)), context)
+        z = self.block(self.norm(y, 2), self.proj_in, context)
         return self.proj_out(z, onto=repeated(y, len(z))).reshape(-1, f, h, w, c)
 
 
@@ -287,7 +288,7 @@ class TemporalTransformer(nnx.Module):
         """Args: x."""
         b, f, h, w, c = x.shape
         y = to_pixels(x.reshape(b, f, h * w, c))
-        z = self.block(self.proj_in(self.norm(y)))
+        z = self.block(self.norm(y), self.proj_in)
         return to_views(self.proj_out(z, onto=y)).reshape(x.shape)
 
 

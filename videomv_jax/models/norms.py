@@ -6,12 +6,17 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from videomv_kernels import group_norm, layer_norm
 
 from videomv_jax import compat, sharding
 
+SUMMED = layer_norm.SUMMED
+"""What results of convolutions, and of linear layers with no more outputs than inputs,
+are called for policies of rematerialisation: with bias and residual, as the next layer
+reads them."""
 NORMED = group_norm.STATISTICS  # name of what the backward pass need not sum again
 
 
@@ -124,12 +129,17 @@ class LayerNorm(nnx.Module):
         return layer_norm.reference(x, *weights, self.eps).astype(self.dtype)
 
     def beside(
-        self, x: Float[Array, "... c"]
+        self, x: Float[Array, "... c"], offset: Float[Array, "c"]
     ) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
-        """The norm of x, and x, for a shortcut: on a GPU one kernel adds gradients."""
+        """The norm of `x + offset`, and the sum, for a shortcut.
+
+        On a GPU one kernel adds up the gradients, and sums them for the offset's.
+        """
         axes = sharding.batch_axes(len(x))
         fits = x.dtype == self.dtype and layer_norm.supports(x)
         if compat.has_cuda() and axes is not None and fits:
             weights = self.scale[...], self.bias[...]
-            return layer_norm.layer_norm(x, *weights, self.eps, axes)
+            return layer_norm.layer_norm(x, offset, *weights, self.eps, axes)
+        offset = offset.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        x = checkpoint_name(x + offset, SUMMED)
         return self(x), x
