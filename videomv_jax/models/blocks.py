@@ -59,12 +59,13 @@ class TemporalConv(nnx.Module):
     def __call__(self, x: Video, key: PRNGKey | None = None) -> Video:
         """Args: x, and the dropout key (none before the first convolution)."""
         b, f, h, w, c = x.shape
-        keys = [None, *_split(key, 3)]
+        keys, offset = [None, *_split(key, 3)], None
         y = pixels = to_pixels(x.reshape(b, f, h * w, c))
-        ontos = None, None, None, pixels
-        layers = zip(self.norms, self.convs, keys, ontos, strict=True)
-        for norm, conv, key, onto in layers:
-            y = conv(dropout(norm(y, silu=True), self.rate, key), onto)
+        for norm, conv, key in zip(self.norms, self.convs, keys, strict=True):
+            last = conv is self.convs[-1]
+            y = dropout(norm(y, offset=offset, silu=True), self.rate, key)
+            y = conv(y, pixels if last else None, use_bias=last)
+            offset = conv.bias[...].astype(conv.dtype)
         return to_views(y).reshape(x.shape)
 
 
@@ -103,9 +104,10 @@ class ResBlock(nnx.Module):
     ) -> Video:
         """Args: x, the embedding of time and camera of each view, the dropout key."""
         first, second = _split(key, 2)
-        y = self.conv1(self.norm1(x, 2, silu=True))
-        embedding = self.embed(jax.nn.silu(embedding))
-        y = self.norm2(y, 2, offset=embedding, silu=True)
+        y = self.conv1(self.norm1(x, 2, silu=True), use_bias=False)
+        offset = self.embed(jax.nn.silu(embedding))
+        offset += self.conv1.bias[...].astype(offset.dtype)[None, None]
+        y = self.norm2(y, 2, offset=offset, silu=True)
         y = dropout(y, self.rate, first)
         if self.skip is None:
             y = self.conv2(y, x)

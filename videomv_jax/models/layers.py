@@ -219,11 +219,19 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32), axes=axes[:1])
 
     def __call__(
-        self, x: Float[Array, "..."], onto: Float[Array, "..."] | None = None
+        self,
+        x: Float[Array, "..."],
+        onto: Float[Array, "..."] | None = None,
+        *,
+        use_bias: bool = True,
     ) -> Float[Array, "..."]:
-        """Args: x, and what to add: cuDNN does it while it convolves."""
+        """Args: x, what to add, which cuDNN does while it convolves, and whether bias.
+
+        A norm that takes the bias for an offset has its gradient without another sum.
+        """
         kernel = self.kernel[...].astype(self.dtype)
         bias = self.bias[...].astype(self.dtype)
+        bias = bias if use_bias else jnp.zeros_like(bias)
         split = (x,) if onto is None else (x, onto)
         if self.view_axis is None:
             y = self._convolve(*split, kernel, bias)

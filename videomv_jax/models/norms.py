@@ -47,7 +47,7 @@ class GroupNorm(nnx.Module):
         Args:
             x: anything with channels last.
             batch: how many leading axes are samples of their own.
-            offset: `[*n, c]`, what to add to x before.
+            offset: `[*n, c]`, or `[c]` for all samples: what to add to x before.
             silu: whether an activation follows.
         """
         if self._has_kernel(x, batch):
@@ -55,10 +55,11 @@ class GroupNorm(nnx.Module):
             split = ("batch", *[None] * (x.ndim - 1))
             inputs = [(x, split), *((p[...], (None,)) for p in (self.scale, self.bias))]
             if offset is not None:
-                inputs.append((offset, split[: offset.ndim]))
+                whole = (None,) if offset.ndim == 1 else split
+                inputs.append((offset, whole[: offset.ndim]))
             return sharding.over_devices(f, *inputs, result=split)
         if offset is not None:
-            x = x + jnp.expand_dims(offset, range(batch, x.ndim - 1))
+            x = x + jnp.expand_dims(offset, range(offset.ndim - 1, x.ndim - 1))
         y = x.astype(jnp.float32)
         if x.dtype == jnp.float32:
             (mean,) = self._means(batch, y)
@@ -82,7 +83,7 @@ class GroupNorm(nnx.Module):
 
     def _on_gpu(self, x, scale, bias, *offset, batch: int, silu: bool):
         rows = _rows(x, batch)
-        offset = [o.reshape(len(rows), -1) for o in offset]
+        offset = [o.reshape(-1, x.shape[-1]) for o in offset]
         kernel, plain = (
             functools.partial(f, groups=self.groups, eps=self.eps, silu=silu)
             for f in (group_norm.group_norm, group_norm.reference)

@@ -16,7 +16,8 @@ def shape_like(shape, dtype, example: jax.Array) -> jax.ShapeDtypeStruct:
 
 def varying_like(x: jax.Array, example: jax.Array) -> jax.Array:
     """x, varying over the mesh axes that `example` varies over under shard_map."""
-    axes = tuple(sorted(jax.typeof(example).manual_axis_type.varying))
+    wanted, own = (jax.typeof(a).manual_axis_type.varying for a in (example, x))
+    axes = tuple(sorted(wanted - own))
     return lax.pcast(x, axes, to="varying") if axes else x
 
 
