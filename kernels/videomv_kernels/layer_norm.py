@@ -168,13 +168,6 @@ def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps
     def other(mask):
         return None if mask is None else 0.0
 
-    factors = [
-        triton.load(scale.at[column], mask=mask, other=other(mask)).astype(jnp.float32)[
-            None
-        ]
-        for column, mask in zip(columns, masks, strict=True)
-    ]
-
     def mean(pieces):
         return sum(jnp.sum(one, 1, keepdims=True) for one in pieces) * (1 / width)
 
@@ -197,7 +190,12 @@ def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps
             y = [jnp.where(m[None], a, 0.0) for m, a in zip(inside, y, strict=True)]
         inverse = jax.lax.rsqrt(mean([a * a for a in y]) + eps)
         y = [a * inverse for a in y]
-        scaled = [a * b for a, b in zip(back, factors, strict=True)]
+        # Here, not before the loop: they would take registers from the sums.
+        factors = [
+            triton.load(scale.at[column], mask=mask, other=other(mask))[None]
+            for column, mask in zip(columns, masks, strict=True)
+        ]
+        scaled = [a * b.astype(jnp.float32) for a, b in zip(back, factors, strict=True)]
         first = mean(scaled)
         second = mean([a * b for a, b in zip(scaled, y, strict=True)])
         results = [
