@@ -156,7 +156,11 @@ class CrossAttention(nnx.Module):
 class FeedForward(nnx.Module):
     """Gated feed-forward layer: value times GELU(gate), four times as wide."""
 
-    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, features: int, *, recomputed: bool = False, dtype, rngs: nnx.Rngs
+    ):
+        """Args: recomputed says whether the backward pass computes `gated` again."""
+        self.recomputed = recomputed
         wide = 4 * features
         self.gated = linears(features, 2, wide, dtype=dtype, rngs=rngs)
         self.out = linear(wide, features, axes=("mlp", "embed"), dtype=dtype, rngs=rngs)
@@ -180,7 +184,8 @@ class FeedForward(nnx.Module):
         )
         x = x.astype(self.gated.dtype)
         hopper = compat.has_hopper() and not axes
-        y: Any = gated_product.gated_product(x, *weights, axes, hopper)
+        options = axes, hopper, self.recomputed
+        y: Any = gated_product.gated_product(x, *weights, *options)
         return self.out.added(y, onto)
 
 
@@ -197,6 +202,7 @@ class TransformerBlock(nnx.Module):
         heads: int,
         context: int | None = None,
         *,
+        recomputed: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -211,7 +217,7 @@ class TransformerBlock(nnx.Module):
             else CrossAttention(features, heads, context, dtype=dtype, rngs=rngs)
         )
         self.norm3 = LayerNorm(features, dtype=dtype)
-        self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(features, recomputed=recomputed, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -243,13 +249,16 @@ class SpatialTransformer(nnx.Module):
         context: int,
         *,
         groups: int = 32,
+        recomputed: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         dense = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
         self.proj_in = dense(features, features, axes=("mlp", "embed"))
-        self.block = TransformerBlock(features, heads, context, dtype=dtype, rngs=rngs)
+        self.block = TransformerBlock(
+            features, heads, context, recomputed=recomputed, dtype=dtype, rngs=rngs
+        )
         self.proj_out = dense(features, features, axes=("embed", "mlp"), zero=True)
 
     def __call__(
@@ -276,6 +285,7 @@ class TemporalTransformer(nnx.Module):
         head_dim: int,
         *,
         groups: int = 32,
+        recomputed: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -283,7 +293,9 @@ class TemporalTransformer(nnx.Module):
         dense = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
         self.proj_in = dense(features, inner, axes=("mlp", "embed"))
-        self.block = TransformerBlock(inner, heads, dtype=dtype, rngs=rngs)
+        self.block = TransformerBlock(
+            inner, heads, recomputed=recomputed, dtype=dtype, rngs=rngs
+        )
         self.proj_out = dense(inner, features, axes=("embed", "mlp"), zero=True)
 
     def __call__(self, x: Video) -> Video:
