@@ -10,7 +10,6 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from videomv_jax import compat, sharding
@@ -90,26 +89,20 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
 
     def update(updates, state, params=None, **extra):
         norm = extra["norm"]
-        return _scaled(updates, jnp.where(norm < limit, 1, limit / norm)), state
+        factor = jnp.where(norm < limit, 1, limit / norm)
+        wide = {x.shape: factor for x in updates.values()}
+        if compat.has_cuda() and not sharding.splits_parameters():
+            # XLA updates several small arrays by one kernel only if they have an
+            # operand in common that is no scalar.
+            for shape in wide:
+                if math.prod(shape) <= _SMALL:
+                    spread = jnp.broadcast_to(factor, shape)
+                    wide[shape] = jax.lax.optimization_barrier(spread)
+        return {name: u * wide[u.shape] for name, u in updates.items()}, state
 
     return optax.GradientTransformationExtraArgs(
         lambda params: optax.EmptyState(), update
     )
-
-
-def _scaled(arrays: Params, factor: ArrayLike) -> Params:
-    """Arrays times a number, which a GPU has small ones in common.
-
-    XLA makes one kernel of what is done to several of them only if they have an
-    operand in common that is no scalar.
-    """
-    wide = {x.shape: factor for x in arrays.values()}
-    if compat.has_cuda() and not sharding.splits_parameters():
-        for shape in wide:
-            if math.prod(shape) <= _SMALL:
-                spread = jnp.full(shape, factor, jnp.float32)
-                wide[shape] = jax.lax.optimization_barrier(spread)
-    return {name: x * wide[x.shape] for name, x in arrays.items()}
 
 
 def global_norm(gradients: Params) -> Array:
@@ -148,7 +141,6 @@ def make_step(
         key = jax.random.fold_in(key, state.step)
 
         def loss(params, batch, key):
-            params = _scaled(params, 1.0)  # to round small ones by few kernels
             networks = task.networks.merge(parts.merge(params, state.frozen))
             for network in networks.values():
                 # Once a step: not again where the backward pass recomputes a layer.
