@@ -46,7 +46,7 @@ def supports(y: Joined) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def gated_product(
     x: Float[Array, "... i"],
     wide: Float[Array, "i 2 w"],
@@ -54,14 +54,15 @@ def gated_product(
     narrow: Float[Array, "w o"],
     axes: tuple[str, ...] = (),
     hopper: bool = False,
+    recomputed: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "... o"]:
     """`(value gelu(gate)) narrow`, with `value, gate = x wide + bias`.
 
     Differentiable once. Of what is computed only `x wide` is saved for the backward
     pass. GELU is the erf form, in float32; erf there by Abramowitz and Stegun 7.1.26,
-    exact to 1.5e-7. Where there is no gradient, Hopper GPUs make `value gelu(gate)` in
-    one kernel, see `gated_linear`.
+    exact to 1.5e-7. Where there is no gradient, or `x wide` need not be written for
+    it, Hopper GPUs make `value gelu(gate)` in one kernel, see `gated_linear`.
 
     Args:
         x: of all tokens.
@@ -69,23 +70,29 @@ def gated_product(
         narrow: of the linear layer behind them.
         axes: of the context's mesh, which split x's first axis.
         hopper: whether programs are for one such GPU alone.
+        recomputed: whether `jax.checkpoint` has `x wide` computed again, not saved.
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
     if not (hopper and gated_linear.supports(x, wide, bias)):
         return reference(x, wide, bias, narrow)
+    return linear(_on_hopper(x, wide, bias), narrow)
+
+
+def _on_hopper(x, wide, bias):
     kernel, plain = gated_linear.gated_linear, gated_linear.reference
-    product = jax.lax.platform_dependent(x, wide, bias, cuda=kernel, default=plain)
-    return linear(product, narrow)
+    return jax.lax.platform_dependent(x, wide, bias, cuda=kernel, default=plain)
 
 
-def _forward(x, wide, bias, narrow, axes, hopper, interpret):
+def _forward(x, wide, bias, narrow, axes, hopper, recomputed, interpret):
     # Or XLA's own kernels would take a part of what follows.
     y = jax.lax.optimization_barrier(linear(x, wide))
-    return linear(gated(y, bias), narrow), (x, wide, y, bias, narrow)
+    alone = hopper and recomputed and gated_linear.supports(x, wide, bias)
+    product = _on_hopper(x, wide, bias) if alone else gated(y, bias)
+    return linear(product, narrow), (x, wide, y, bias, narrow)
 
 
-def _backward(axes, hopper, interpret, saved, grad):
+def _backward(axes, hopper, recomputed, interpret, saved, grad):
     x, wide, y, bias, narrow = saved
     grad_product = jax.lax.dot_general(
         grad, narrow, (((grad.ndim - 1,), (1,)), ((), ()))

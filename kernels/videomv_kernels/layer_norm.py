@@ -1,14 +1,15 @@
 """Layer normalisation beside a shortcut, with a gradient in one pass over both.
 
-The gradient needs two sums along each row and two over all rows: XLA takes four passes.
-Where there is no gradient, a kernel begins with the last rows, which a cache has yet.
-The kernels are Pallas for Triton.
+The gradient needs two sums along each row and three over all rows: XLA takes five
+passes. The kernel that norms begins with the last rows, which a cache has yet. Both are
+Pallas for Triton.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from videomv_kernels.devices import over_axes
 from videomv_kernels.rasterize.compat import shape_like
 
+SUMMED = "summed"  # what a policy of jax.checkpoint may save
 _MAX_WIDTH = 2048
 _PIECES = 8  # of a row, at most
 _PIECE = 256  # columns of one, at most, where a warp has whole rows
@@ -23,6 +25,7 @@ _VECTORS = 1024  # elements of one piece's columns, 8 a thread
 _TILE = 512  # likewise in the backward pass; as many rows as that are
 _PROGRAMS = 396  # about: three for each processor of an H100, each with own sums
 _WARPS = 4
+_SUMS = 3  # over rows
 _MAX_SIZE = 2**31  # places are counted in int32
 
 Rows = Float[Array, "... c"]
@@ -49,46 +52,57 @@ def supports(x: Rows) -> bool:
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def summed(x: Rows, offset: Float[Array, "c"]) -> Rows:
+    """`x + offset`, in the type of x, as an array of its own."""
+    y = x + offset.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    # Or XLA's own kernels for products and norms would take a part of the sum.
+    return checkpoint_name(jax.lax.optimization_barrier(y), SUMMED)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def layer_norm(
     x: Rows,
+    offset: Float[Array, "c"],
     scale: Float[Array, "c"],
     bias: Float[Array, "c"],
     eps: float,
     axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> tuple[Rows, Rows]:
-    """The norm of x, in its type, and x itself, for the shortcut.
+    """The norm of `x + offset`, in the type of x, and the sum, for the shortcut.
 
     Both gradients enter the kernel, which adds them up. Differentiable once; the
-    backward pass computes everything anew from the arguments, which are all that is
-    saved.
+    backward pass computes everything anew from the sum and the weights, which are all
+    that is saved.
 
     Args:
         x: see `supports`.
+        offset: such as the bias of the linear layer that x is the product of.
         scale, bias: of the norm, float32.
         eps: added to the variance.
         axes: of the context's mesh, which split x's first axis.
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
+    y = summed(x, offset)
     kernel = functools.partial(_normed, eps=eps, interpret=interpret)
     if not interpret:
         plain = functools.partial(reference, eps=eps)
         kernel = functools.partial(
             jax.lax.platform_dependent, cuda=kernel, default=plain
         )
-    return over_axes(kernel, axes, x, shared=(scale, bias)), x
+    return over_axes(kernel, axes, y, shared=(scale, bias)), y
 
 
-def _forward(x, scale, bias, eps, axes, interpret):
-    return (reference(x, scale, bias, eps), x), (x, scale, bias)
+def _forward(x, offset, scale, bias, eps, axes, interpret):
+    y = summed(x, offset)
+    return (reference(y, scale, bias, eps), y), (y, offset, scale, bias)
 
 
 def _backward(eps, axes, interpret, saved, grads):
-    x, *weights = saved
+    y, *weights = saved
     run = functools.partial(_on_one_device, eps=eps, interpret=interpret)
-    dx, *sums = over_axes(run, axes, x, *grads, shared=weights)
+    dx, *sums = over_axes(run, axes, y, *grads, shared=weights[1:])
     return dx, *(s.sum(0).astype(w.dtype) for s, w in zip(sums, weights, strict=True))
 
 
@@ -99,19 +113,18 @@ def _on_one_device(x, grad, shortcut, scale, bias, eps, interpret):
     arguments = x, scale, bias, grad, shortcut
     kernel = functools.partial(_by_kernel, eps=eps)
     if interpret:
-        dx, dscale, dbias = kernel(*arguments, interpret=True)
+        dx, *sums = kernel(*arguments, interpret=True)
     else:
         plain = functools.partial(_plainly, eps=eps)
-        dx, dscale, dbias = jax.lax.platform_dependent(
-            *arguments, cuda=kernel, default=plain
-        )
-    return dx, dscale[None], dbias[None]
+        dx, *sums = jax.lax.platform_dependent(*arguments, cuda=kernel, default=plain)
+    return dx, *(s[None] for s in sums)
 
 
 def _plainly(x, scale, bias, grad, shortcut, eps):
     _, pull = jax.vjp(functools.partial(reference, eps=eps), x, scale, bias)
     dx, *others = pull(grad)
-    return dx + shortcut, *others
+    dx = dx + shortcut
+    return dx, dx.sum(range(dx.ndim - 1), dtype=jnp.float32), *others
 
 
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
@@ -137,7 +150,7 @@ def _normed(x, scale, bias, eps, interpret: bool):
 
 @functools.partial(jax.jit, static_argnames=("eps", "interpret"))
 def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
-    """The gradients for x, for scale and for bias."""
+    """The gradients for x, for the offset, for scale and for bias."""
     width = x.shape[-1]
     rows, piece = x.size // width, _piece(width)
     high = max(1, _TILE // piece)
@@ -153,14 +166,13 @@ def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
         out_specs=[anywhere] * 2,
         out_shape=[
             shape_like((rows * width,), x.dtype, x),
-            shape_like((programs * 2 * width,), jnp.float32, x),
+            shape_like((programs * _SUMS * width,), jnp.float32, x),
         ],
         compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
         interpret=interpret,
         name="layer_norm_backward",
     )(*[a.reshape(-1) for a in (x, scale, grad, shortcut)])
-    dscale, dbias = sums.reshape(programs, 2, width).sum(0)
-    return dx.reshape(x.shape), dscale, dbias
+    return dx.reshape(x.shape), *sums.reshape(programs, _SUMS, width).sum(0)
 
 
 def _piece(width: int) -> int:
@@ -217,13 +229,6 @@ def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps
     def other(mask):
         return None if mask is None else 0.0
 
-    factors = [
-        triton.load(scale.at[column], mask=mask, other=other(mask)).astype(jnp.float32)[
-            None
-        ]
-        for column, mask in zip(columns, masks, strict=True)
-    ]
-
     def mean(pieces):
         return sum(jnp.sum(one, 1, keepdims=True) for one in pieces) * (1 / width)
 
@@ -246,18 +251,27 @@ def _kernel(x, scale, grad, shortcut, dx, sums, *, rows, width, tile, tiles, eps
             y = [jnp.where(m[None], a, 0.0) for m, a in zip(inside, y, strict=True)]
         inverse = jax.lax.rsqrt(mean([a * a for a in y]) + eps)
         y = [a * inverse for a in y]
-        scaled = [a * b for a, b in zip(back, factors, strict=True)]
+        # Here, not before the loop: they would take registers from the sums.
+        factors = [
+            triton.load(scale.at[column], mask=mask, other=other(mask))[None]
+            for column, mask in zip(columns, masks, strict=True)
+        ]
+        scaled = [a * b.astype(jnp.float32) for a, b in zip(back, factors, strict=True)]
         first = mean(scaled)
         second = mean([a * b for a, b in zip(scaled, y, strict=True)])
-        for a, b, c, place, mask in zip(scaled, y, beside, places, real, strict=True):
-            result = inverse * (a - first - b * second) + c
+        results = [
+            inverse * (a - first - b * second) + c
+            for a, b, c in zip(scaled, y, beside, strict=True)
+        ]
+        for result, place, mask in zip(results, places, real, strict=True):
             triton.store(dx.at[place], result.astype(dx.dtype), mask=mask)
         products = [a * b for a, b in zip(back, y, strict=True)]
-        return [t + a for t, a in zip(totals, products + back, strict=True)]
+        terms = results + products + back
+        return [t + a for t, a in zip(totals, terms, strict=True)]
 
     none = jnp.zeros(tile, jnp.float32)
-    totals = jax.lax.fori_loop(0, tiles, one, [none] * (2 * len(columns)))
+    totals = jax.lax.fori_loop(0, tiles, one, [none] * (_SUMS * len(columns)))
     for i, total in enumerate(totals):
         which, at = divmod(i, len(columns))
-        place = (part * 2 + which) * width + columns[at]
+        place = (part * _SUMS + which) * width + columns[at]
         triton.store(sums.at[place], jnp.sum(total, 0), mask=masks[at])

@@ -61,19 +61,24 @@ def test_layer_norm(monkeypatch, interpret):
     """Beside a shortcut, with rows and columns that no tile divides."""
     monkeypatch.setattr(layer_norm, "_PROGRAMS", 2)
     rows, width = 67, 320
-    x = 2 * normal(0, rows, width) + 1
+    x = (normal(0, rows, width) * 4).round() / 2 + 1  # so that adding is exact
+    offset = normal(5, width).round()
     scale, bias = (normal(i, width, dtype="float32") for i in (1, 2))
+    arguments = x, offset, scale, bias
     grads = normal(3, rows, width), normal(4, rows, width)
 
-    def found(x, scale, bias):
-        return layer_norm.layer_norm(x, scale, bias, 1e-5, interpret=interpret)
+    def found(*arguments):
+        return layer_norm.layer_norm(*arguments, 1e-5, interpret=interpret)
 
-    def wanted(x, scale, bias):
+    def wanted(x, offset, scale, bias):
+        x += offset[None]
         return layer_norm.reference(x, scale, bias, 1e-5), x
 
-    compare(found, wanted, (x, scale, bias), grads, [0.004, 1e-5, 1e-5])
-    alone, right = (f(*exact((x, scale, bias)))[0] for f in (found, wanted))
-    np.testing.assert_allclose(alone, right, 1e-5, 1e-5)
+    compare(found, wanted, arguments, grads, [0.004, 0.004, 1e-5, 1e-5])
+    for one, other in zip(
+        *(f(*exact(arguments)) for f in (found, wanted)), strict=True
+    ):
+        np.testing.assert_allclose(one, other, 1e-5, 1e-5)
 
 
 def test_what_they_take():
@@ -91,7 +96,7 @@ def test_lower_for_a_gpu_without_one():
     """At shapes of the released model."""
 
     def loss(x, scale, *weights):
-        normed, x = layer_norm.layer_norm(x, scale, scale, 1e-5)
+        normed, x = layer_norm.layer_norm(x, scale, scale, scale, 1e-5)
         x += gated_product.gated_product(normed, *weights)
         return jnp.square(x.astype(jnp.float32)).sum()
 
@@ -105,7 +110,7 @@ def test_lower_for_a_gpu_without_one():
     # A norm alone, which has a kernel where there is no gradient; then all gradients.
     norm = functools.partial(layer_norm.layer_norm, eps=1e-5)
     for f, inputs, kernels in (
-        (norm, arguments[:2] + arguments[1:2], 1),
+        (norm, arguments[:2] + arguments[1:2] * 2, 1),
         (jax.grad(loss, argnums=range(5)), arguments, 2),
     ):
         with jax.sharding.use_abstract_mesh(mesh):

@@ -21,17 +21,17 @@ def arguments(n, rows, c, dtype="bfloat16"):
 
 
 @pytest.mark.parametrize(
-    ("n", "rows", "c", "groups", "silu", "offset", "dtype"),
+    ("n", "rows", "c", "groups", "silu", "offsets", "dtype"),
     [
-        (2, 16, 64, 16, True, False, "bfloat16"),  # one kernel, whole tiles
-        (2, 21, 192, 32, True, True, "bfloat16"),  # groups across a vector's end
-        (1, 270, 320, 32, True, True, "bfloat16"),  # several, across a block's end
-        (2, 517, 64, 4, False, False, "float16"),  # the last rows are few
+        (2, 16, 64, 16, True, 0, "bfloat16"),  # one kernel, whole tiles
+        (2, 21, 192, 32, True, 2, "bfloat16"),  # groups across a vector's end
+        (2, 270, 320, 32, True, 1, "bfloat16"),  # several, across a block's end
+        (2, 517, 64, 4, False, 0, "float16"),  # the last rows are few
     ],
 )
-def test_values_and_gradients(n, rows, c, groups, silu, offset, dtype, error):
-    *inputs, grad = arguments(n, rows, c, dtype)
-    inputs = inputs if offset else inputs[:3]
+def test_values_and_gradients(n, rows, c, groups, silu, offsets, dtype, error):
+    *inputs, offset, grad = arguments(n, rows, c, dtype)
+    inputs += [offset[:offsets]] if offsets else []
     options = dict(groups=groups, eps=1e-5, silu=silu)
 
     def run(norm, inputs, grad):

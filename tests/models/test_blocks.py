@@ -155,11 +155,18 @@ def test_gradients_on_gpus():
     x, onto = (jax.random.normal(jax.random.key(i), (4, 3, 8, 64)) for i in range(2))
 
     def gradients(dtype):
-        block = blocks.TransformerBlock(64, 2, dtype=dtype, rngs=nnx.Rngs(0))
-        graph, params = nnx.split(block)
+        options = dict(dtype=dtype, rngs=nnx.Rngs(0))
+        both = nnx.List(
+            [
+                blocks.TransformerBlock(64, 2, **options),
+                layers.linear(64, 64, **options),
+            ]
+        )
+        graph, params = nnx.split(both)
 
         def loss(params, x):
-            y = nnx.merge(graph, params)(x.astype(dtype))
+            block, proj_in = nnx.merge(graph, params)
+            y = block(x.astype(dtype), proj_in)
             return (y.astype("float32") * onto).sum()
 
         return jax.jit(jax.grad(loss, (0, 1)))(params, x)
@@ -184,7 +191,7 @@ def test_gradients_on_gpus():
 # From JAX 0.11 on; docs/rasterizer.md says what comes after Triton.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
 @pytest.mark.skipif(not hopper.LOWERS, reason="the kernel needs JAX 0.11's interfaces")
-def test_gated_layers_are_a_kernel_for_inference_on_one_hopper(error):
+def test_gated_layers_are_a_kernel_on_one_hopper(error):
     ff = blocks.FeedForward(256, dtype="bfloat16", rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 256)), "bfloat16")
     graph, params = nnx.split(ff)
@@ -209,7 +216,10 @@ def test_gated_layers_are_a_kernel_for_inference_on_one_hopper(error):
         return text.count("@mosaic_gpu_v2")
 
     assert kernels(forward) == 1
-    assert kernels(jax.grad(loss)) == 0
+    assert kernels(jax.value_and_grad(loss)) == 0
+    ff.recomputed = True  # the product is, without the kernel
+    graph, params = nnx.split(ff)
+    assert kernels(jax.value_and_grad(jax.checkpoint(loss))) == 1
     program = traced(forward).lower(lowering_platforms=("cpu",)).compile()
     assert error(program(params, x), wanted) < 0.01
     assert kernels(forward, devices=2) == 0

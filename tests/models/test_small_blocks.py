@@ -95,7 +95,8 @@ def test_norms_of_a_gpu(monkeypatch, error, strategy, parts):
     rng = np.random.default_rng(0)
     norm.scale[...], norm.bias[...] = rng.normal(size=(2, 64)).astype(np.float32)
     x = jnp.asarray(rng.normal(size=(8, 4, 8, 64)), "bfloat16")
-    offset = jnp.asarray(rng.normal(size=(8, 64)), "bfloat16")
+    offset = rng.normal(size=64 if strategy else (8, 64))  # of all, or of each
+    offset = jnp.asarray(offset, "bfloat16")
     graph, params = nnx.split(norm)
 
     def loss(params, x, offset):
@@ -111,7 +112,8 @@ def test_norms_of_a_gpu(monkeypatch, error, strategy, parts):
         found = gradients()
     assert seen == parts
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        assert error(a, b.astype(jnp.float32)) < 0.02
+        # An offset of all has the sum of its parts' rounded gradients.
+        assert error(a, b.astype(jnp.float32)) < (0.05 if strategy else 0.02)
 
 
 def test_cast_weights_change_nothing_that_is_computed():

@@ -173,6 +173,12 @@ class SelfAttention(nnx.Module):
         onto: Float[Array, "*b l d"] | None = None,
     ) -> Float[Array, "*b l d"]:
         """Args: tokens; True where one may see another; what to add to the result."""
+        return self.out(self.attended(x, mask), onto)
+
+    def attended(
+        self, x: Float[Array, "*b l d"], mask: Bool[Array, "*#b #h l l"] | None = None
+    ) -> Float[Array, "*b l i"]:
+        """What the output layer reads."""
         if compat.has_cuda() and x.shape[-2] >= _FLASH_FROM:
             parts = self.qkv.parts(x)  # cuDNN would have slices of one product copied
         else:
@@ -184,21 +190,19 @@ class SelfAttention(nnx.Module):
             y = over_mesh(q, k, v)
         else:
             y = attention(q, k, v, mask)
-        return self.out(checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED), onto)
+        return checkpoint_name(y.reshape(*x.shape[:-1], -1), ATTENDED)
 
 
 class ViewAttention(SelfAttention):
-    """Multi-head self attention among the views of `[b, f, l, d]`, pixel by pixel."""
+    """Multi-head self attention among the views of `[b, f, l, d]`, pixel by pixel.
 
-    def __call__(
-        self, x: Float[Array, "b f l d"], *, onto: Float[Array, "b f l d"] | None = None
-    ) -> Float[Array, "b f l d"]:
-        """Attend.
+    A mesh with `view` splits the pixels l.
+    """
 
-        Args:
-            x: tokens of f views; a mesh with `view` splits the pixels l.
-            onto: what to add to the result.
-        """
+    def attended(
+        self, x: Float[Array, "b f l d"], mask: None = None
+    ) -> Float[Array, "b f l i"]:
+        """What the output layer reads."""
         qkv = self.qkv(x)
         if compat.has_cuda():
             split = "batch", None, "pixels", None, "heads", None
@@ -209,7 +213,7 @@ class ViewAttention(SelfAttention):
         else:
             plain = functools.partial(view_attention.reference, heads=self.heads)
             y = sharding.over_views(plain, qkv, axis=2)
-        return self.out(checkpoint_name(y, ATTENDED), onto)
+        return checkpoint_name(y, ATTENDED)
 
 
 def _among_views(qkv: Float[Array, "b f l 3 h d"]) -> Float[Array, "b f l h d"]:

@@ -26,6 +26,7 @@ from videomv_jax.models.attention import (
 )
 from videomv_jax.models.layers import (
     Conv,
+    Linear,
     dropout,
     gelu,
     linear,
@@ -58,12 +59,13 @@ class TemporalConv(nnx.Module):
     def __call__(self, x: Video, key: PRNGKey | None = None) -> Video:
         """Args: x, and the dropout key (none before the first convolution)."""
         b, f, h, w, c = x.shape
-        keys = [None, *_split(key, 3)]
+        keys, offset = [None, *_split(key, 3)], None
         y = pixels = to_pixels(x.reshape(b, f, h * w, c))
-        ontos = None, None, None, pixels
-        layers = zip(self.norms, self.convs, keys, ontos, strict=True)
-        for norm, conv, key, onto in layers:
-            y = conv(dropout(norm(y, silu=True), self.rate, key), onto)
+        for norm, conv, key in zip(self.norms, self.convs, keys, strict=True):
+            last = conv is self.convs[-1]
+            y = dropout(norm(y, offset=offset, silu=True), self.rate, key)
+            y = conv(y, pixels if last else None, use_bias=last)
+            offset = conv.bias[...].astype(conv.dtype)
         return to_views(y).reshape(x.shape)
 
 
@@ -102,9 +104,10 @@ class ResBlock(nnx.Module):
     ) -> Video:
         """Args: x, the embedding of time and camera of each view, the dropout key."""
         first, second = _split(key, 2)
-        y = self.conv1(self.norm1(x, 2, silu=True))
-        embedding = self.embed(jax.nn.silu(embedding))
-        y = self.norm2(y, 2, offset=embedding, silu=True)
+        y = self.conv1(self.norm1(x, 2, silu=True), use_bias=False)
+        offset = self.embed(jax.nn.silu(embedding))
+        offset += self.conv1.bias[...].astype(offset.dtype)[None, None]
+        y = self.norm2(y, 2, offset=offset, silu=True)
         y = dropout(y, self.rate, first)
         if self.skip is None:
             y = self.conv2(y, x)
@@ -132,33 +135,32 @@ class CrossAttention(nnx.Module):
         )
         self.out = linear(features, features, axes=axes[::-1], dtype=dtype, rngs=rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "b f l c"],
-        context: Float[Array, "n m k"],
-        *,
-        onto: Float[Array, "n f l c"] | None = None,
+    def attended(
+        self, x: Float[Array, "b f l c"], context: Float[Array, "n m k"]
     ) -> Float[Array, "n f l c"]:
-        """Attend.
+        """What the output layer reads.
 
         Args:
             x: tokens of the views of b clips.
             context: tokens that the views of a clip share, see `repeated`: their keys
                 and values are computed once.
-            onto: what to add to the result.
         """
         b, heads = len(context), self.heads
         kv = self.kv(context)
         k, v = (kv[..., i, :].reshape(b, kv.shape[1], heads, -1) for i in range(2))
         q = repeated(self.q(x), b)
         y = over_mesh(q.reshape(b, x.shape[1] * x.shape[2], heads, -1), k, v)
-        return self.out(checkpoint_name(y.reshape(q.shape), ATTENDED), onto)
+        return checkpoint_name(y.reshape(q.shape), ATTENDED)
 
 
 class FeedForward(nnx.Module):
     """Gated feed-forward layer: value times GELU(gate), four times as wide."""
 
-    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, features: int, *, recomputed: bool = False, dtype, rngs: nnx.Rngs
+    ):
+        """Args: recomputed says whether the backward pass computes `gated` again."""
+        self.recomputed = recomputed
         wide = 4 * features
         self.gated = linears(features, 2, wide, dtype=dtype, rngs=rngs)
         self.out = linear(wide, features, axes=("mlp", "embed"), dtype=dtype, rngs=rngs)
@@ -182,7 +184,8 @@ class FeedForward(nnx.Module):
         )
         x = x.astype(self.gated.dtype)
         hopper = compat.has_hopper() and not axes
-        y: Any = gated_product.gated_product(x, *weights, axes, hopper)
+        options = axes, hopper, self.recomputed
+        y: Any = gated_product.gated_product(x, *weights, *options)
         return self.out.added(y, onto)
 
 
@@ -199,6 +202,7 @@ class TransformerBlock(nnx.Module):
         heads: int,
         context: int | None = None,
         *,
+        recomputed: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -213,20 +217,25 @@ class TransformerBlock(nnx.Module):
             else CrossAttention(features, heads, context, dtype=dtype, rngs=rngs)
         )
         self.norm3 = LayerNorm(features, dtype=dtype)
-        self.ff = FeedForward(features, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(features, recomputed=recomputed, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b f l c"], context: Float[Array, "n m k"] | None = None
+        self,
+        x: Float[Array, "b f l i"],
+        proj_in: Linear,
+        context: Float[Array, "n m k"] | None = None,
     ) -> Float[Array, "n f l c"]:
-        """Args: tokens, and the context if its width was declared, see `repeated`."""
+        """Args: tokens, and the layer that gives those of the block's width.
+
+        The context, if its width was declared, see `repeated`.
+        """
         shared = [] if context is None else [context]
-        y, x = self.norm1.beside(x)
-        x = self.attn1(y, onto=x)
-        y, x = self.norm2.beside(x)
+        y, x = proj_in.beside(x, self.norm1)
+        y, x = self.attn1.out.beside(self.attn1.attended(y), self.norm2, onto=x)
         if context is not None:
             x = repeated(x, len(context))
-        x = self.attn2(y, *shared, onto=x)
-        y, x = self.norm3.beside(x)
+        y = self.attn2.attended(y, *shared)
+        y, x = self.attn2.out.beside(y, self.norm3, onto=x)
         return self.ff(y, onto=x)
 
 
@@ -240,13 +249,16 @@ class SpatialTransformer(nnx.Module):
         context: int,
         *,
         groups: int = 32,
+        recomputed: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         dense = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
         self.proj_in = dense(features, features, axes=("mlp", "embed"))
-        self.block = TransformerBlock(features, heads, context, dtype=dtype, rngs=rngs)
+        self.block = TransformerBlock(
+            features, heads, context, recomputed=recomputed, dtype=dtype, rngs=rngs
+        )
         self.proj_out = dense(features, features, axes=("embed", "mlp"), zero=True)
 
     def __call__(
@@ -255,7 +267,7 @@ class SpatialTransformer(nnx.Module):
         """Args: x, and the text tokens of each clip, see `repeated`."""
         b, f, h, w, c = x.shape
         y = x.reshape(b, f, h * w, c)
-        z = self.block(self.proj_in(self.norm(y, 2)), context)
+        z = self.block(self.norm(y, 2), self.proj_in, context)
         return self.proj_out(z, onto=repeated(y, len(z))).reshape(-1, f, h, w, c)
 
 
@@ -273,6 +285,7 @@ class TemporalTransformer(nnx.Module):
         head_dim: int,
         *,
         groups: int = 32,
+        recomputed: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -280,14 +293,16 @@ class TemporalTransformer(nnx.Module):
         dense = functools.partial(linear, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups, eps=1e-6, dtype=dtype)
         self.proj_in = dense(features, inner, axes=("mlp", "embed"))
-        self.block = TransformerBlock(inner, heads, dtype=dtype, rngs=rngs)
+        self.block = TransformerBlock(
+            inner, heads, recomputed=recomputed, dtype=dtype, rngs=rngs
+        )
         self.proj_out = dense(inner, features, axes=("embed", "mlp"), zero=True)
 
     def __call__(self, x: Video) -> Video:
         """Args: x."""
         b, f, h, w, c = x.shape
         y = to_pixels(x.reshape(b, f, h * w, c))
-        z = self.block(self.proj_in(self.norm(y)))
+        z = self.block(self.norm(y), self.proj_in)
         return to_views(self.proj_out(z, onto=y)).reshape(x.shape)
 
 

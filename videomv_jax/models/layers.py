@@ -18,15 +18,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from videomv_jax import compat, sharding
-from videomv_jax.models.norms import GroupNorm
+from videomv_jax.models.norms import SUMMED, GroupNorm, LayerNorm
 from videomv_jax.types import PRNGKey
 
 Axes = tuple[str | None, ...]
-
-SUMMED = "summed"
-"""What results of convolutions, and of linear layers with no more outputs than inputs,
-are called for policies of rematerialisation: with bias and residual, as the next layer
-reads them."""
 
 
 class Linear(nnx.Module):
@@ -69,14 +64,34 @@ class Linear(nnx.Module):
         self, y: Float[Array, "..."], onto: Float[Array, "..."] | None = None
     ) -> Float[Array, "..."]:
         """The layer's result, given its product: with its bias, and what to add."""
+        shape, wide = y.shape, self.kernel[...].size > self.kernel[...].shape[0] ** 2
+        if not wide:
+            y = _as_matrix(y)
         if onto is not None:
-            y = onto.astype(self.dtype) + y
+            y = onto.astype(self.dtype).reshape(y.shape) + y
         y = self._biased(y, ...)
         if onto is not None and compat.has_cuda():
             # Or XLA's own kernels for products and norms would take a part of the sum.
             y = jax.lax.optimization_barrier(y)
-        wide = self.kernel[...].size > self.kernel[...].shape[0] ** 2
-        return y if wide else checkpoint_name(y, SUMMED)
+        return (y if wide else checkpoint_name(y, SUMMED)).reshape(shape)
+
+    def beside(
+        self,
+        x: Float[Array, "... i"],
+        norm: LayerNorm,
+        onto: Float[Array, "... o"] | None = None,
+    ) -> tuple[Float[Array, "... o"], Float[Array, "... o"]]:
+        """The layer's result, normalised, and as it is, for a shortcut.
+
+        The norm adds the bias, for which it has the gradient.
+        """
+        y = self.product(x)
+        shape, y = y.shape, _as_matrix(y)
+        if onto is not None:
+            y = onto.astype(self.dtype).reshape(y.shape) + y
+        assert self.bias is not None
+        normed, y = norm.beside(y, self.bias[...])
+        return normed.reshape(shape), y.reshape(shape)
 
     def parts(self, x: Float[Array, "... i"]) -> list[Float[Array, "... o"]]:
         """The parts of a layer of `linears` as products, and arrays, of their own."""
@@ -96,6 +111,16 @@ class Linear(nnx.Module):
             # Or cuBLAS would add what it takes for a matrix, written out before.
             y = jax.lax.optimization_barrier(y)
         return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
+def _as_matrix(y: Array) -> Array:
+    """`[..., o]` as `[n, o]` on a GPU, if its leading axes may be merged on a mesh.
+
+    XLA has cuBLAS overwrite what it adds, if nothing else reads that: a view made just
+    for the sum looks so, and the array behind it would be copied before.
+    """
+    merge = compat.has_cuda() and sharding.batch_axes(len(y)) is not None
+    return y.reshape(-1, y.shape[-1]) if merge else y
 
 
 def linear(
@@ -194,11 +219,19 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32), axes=axes[:1])
 
     def __call__(
-        self, x: Float[Array, "..."], onto: Float[Array, "..."] | None = None
+        self,
+        x: Float[Array, "..."],
+        onto: Float[Array, "..."] | None = None,
+        *,
+        use_bias: bool = True,
     ) -> Float[Array, "..."]:
-        """Args: x, and what to add: cuDNN does it while it convolves."""
+        """Args: x, what to add, which cuDNN does while it convolves, and whether bias.
+
+        A norm that takes the bias for an offset has its gradient without another sum.
+        """
         kernel = self.kernel[...].astype(self.dtype)
         bias = self.bias[...].astype(self.dtype)
+        bias = bias if use_bias else jnp.zeros_like(bias)
         split = (x,) if onto is None else (x, onto)
         if self.view_axis is None:
             y = self._convolve(*split, kernel, bias)

@@ -6,12 +6,17 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from videomv_kernels import group_norm, layer_norm
 
 from videomv_jax import compat, sharding
 
+SUMMED = layer_norm.SUMMED
+"""What results of convolutions, and of linear layers with no more outputs than inputs,
+are called for policies of rematerialisation: with bias and residual, as the next layer
+reads them."""
 NORMED = group_norm.STATISTICS  # name of what the backward pass need not sum again
 
 
@@ -42,7 +47,7 @@ class GroupNorm(nnx.Module):
         Args:
             x: anything with channels last.
             batch: how many leading axes are samples of their own.
-            offset: `[*n, c]`, what to add to x before.
+            offset: `[*n, c]`, or `[c]` for all samples: what to add to x before.
             silu: whether an activation follows.
         """
         if self._has_kernel(x, batch):
@@ -50,10 +55,11 @@ class GroupNorm(nnx.Module):
             split = ("batch", *[None] * (x.ndim - 1))
             inputs = [(x, split), *((p[...], (None,)) for p in (self.scale, self.bias))]
             if offset is not None:
-                inputs.append((offset, split[: offset.ndim]))
+                whole = (None,) if offset.ndim == 1 else split
+                inputs.append((offset, whole[: offset.ndim]))
             return sharding.over_devices(f, *inputs, result=split)
         if offset is not None:
-            x = x + jnp.expand_dims(offset, range(batch, x.ndim - 1))
+            x = x + jnp.expand_dims(offset, range(offset.ndim - 1, x.ndim - 1))
         y = x.astype(jnp.float32)
         if x.dtype == jnp.float32:
             (mean,) = self._means(batch, y)
@@ -77,7 +83,7 @@ class GroupNorm(nnx.Module):
 
     def _on_gpu(self, x, scale, bias, *offset, batch: int, silu: bool):
         rows = _rows(x, batch)
-        offset = [o.reshape(len(rows), -1) for o in offset]
+        offset = [o.reshape(-1, x.shape[-1]) for o in offset]
         kernel, plain = (
             functools.partial(f, groups=self.groups, eps=self.eps, silu=silu)
             for f in (group_norm.group_norm, group_norm.reference)
@@ -124,12 +130,17 @@ class LayerNorm(nnx.Module):
         return layer_norm.reference(x, *weights, self.eps).astype(self.dtype)
 
     def beside(
-        self, x: Float[Array, "... c"]
+        self, x: Float[Array, "... c"], offset: Float[Array, "c"]
     ) -> tuple[Float[Array, "... c"], Float[Array, "... c"]]:
-        """The norm of x, and x, for a shortcut: on a GPU one kernel adds gradients."""
+        """The norm of `x + offset`, and the sum, for a shortcut.
+
+        On a GPU one kernel adds up the gradients, and sums them for the offset's.
+        """
         axes = sharding.batch_axes(len(x))
         fits = x.dtype == self.dtype and layer_norm.supports(x)
         if compat.has_cuda() and axes is not None and fits:
             weights = self.scale[...], self.bias[...]
-            return layer_norm.layer_norm(x, *weights, self.eps, axes)
+            return layer_norm.layer_norm(x, offset, *weights, self.eps, axes)
+        offset = offset.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        x = checkpoint_name(x + offset, SUMMED)
         return self(x), x

@@ -431,12 +431,19 @@ def _res(config: UNetConfig, features_in: int, features: int, rngs) -> ResBlock:
     )
 
 
+def _recomputes(config: UNetConfig, inputs: int) -> bool:
+    """Whether the backward pass computes gated layers of so many inputs again."""
+    few = config.remat == "narrow" and inputs < _MANY_INPUTS
+    return few or config.remat in ("attention", "offload", "block")
+
+
 def _spatial(config: UNetConfig, features: int, rngs) -> SpatialTransformer:
     return SpatialTransformer(
         features,
         features // config.head_dim,
         config.context_dim,
         groups=config.groups,
+        recomputed=_recomputes(config, features),
         dtype=config.dtype,
         rngs=rngs,
     )
@@ -445,11 +452,13 @@ def _spatial(config: UNetConfig, features: int, rngs) -> SpatialTransformer:
 def _temporal(
     config: UNetConfig, features: int, rngs, heads: int | None = None
 ) -> TemporalTransformer:
+    heads = heads or features // config.head_dim
     return TemporalTransformer(
         features,
-        heads or features // config.head_dim,
+        heads,
         config.head_dim,
         groups=config.groups,
+        recomputed=_recomputes(config, heads * config.head_dim),
         dtype=config.dtype,
         rngs=rngs,
     )

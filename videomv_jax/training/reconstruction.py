@@ -72,6 +72,7 @@ class ReconstructionTask:
         self._frozen, frozen = Networks.split(
             {n: getattr(start, n) for n in ("vae", "unet", "text_encoder")}
         )
+        frozen = self._frozen.rounded(frozen)
         length = start.config.text_encoder.length
         self.feed: Feed = Numbers(config.objects)
         if config.source:

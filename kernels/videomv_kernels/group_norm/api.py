@@ -30,7 +30,7 @@ def reference(
     x: Float[Array, "n r c"],
     gain: Float[Array, "c"],
     bias: Float[Array, "c"],
-    offset: Float[Array, "n c"] | None = None,
+    offset: Float[Array, "#n c"] | None = None,
     *,
     groups: int,
     eps: float,
@@ -65,7 +65,7 @@ def group_norm(
     x: Float[Array, "n r c"],
     gain: Float[Array, "c"],
     bias: Float[Array, "c"],
-    offset: Float[Array, "n c"] | None = None,
+    offset: Float[Array, "#n c"] | None = None,
     *,
     groups: int,
     eps: float,
@@ -85,7 +85,7 @@ def group_norm(
     Args:
         x: channels of n samples of r rows.
         gain, bias: of channels, after the norm.
-        offset: what to add to x before, the same for each row of a sample.
+        offset: what to add to x before, the same for each row of a sample, or of all.
         groups: how many; each is of neighbouring channels.
         eps: added to variances.
         silu: whether an activation follows, which is cheaper in here.
@@ -103,8 +103,9 @@ def group_norm(
             f"[n, r, c] with c a multiple of {SUMMED} and of the groups"
         )
     n, rows, c = x.shape
-    norm = Norm(n, rows, c, groups, eps, silu, offset is not None)
+    norm = Norm(n, rows, c, groups, eps, silu, 0 if offset is None else len(offset))
     gain, bias = (varying_like(p, x) for p in (gain, bias))
+    offset = None if offset is None else varying_like(offset, x)
     return _norm(x, gain, bias, offset, norm, interpret)
 
 
@@ -161,7 +162,8 @@ def _backward(norm: Norm, interpret: bool, saved, dy):
         dx = dx.astype(x.dtype)
     dgain, dbias = of["dparams"].sum(0)
     if offset is not None:
-        offset = of["doffset"].astype(offset.dtype)
+        doffset = of["doffset"].reshape(norm.offsets, -1, norm.c).sum(1)
+        offset = doffset.astype(offset.dtype)
     return dx, dgain, dbias, offset
 
 

@@ -29,7 +29,7 @@ _FOLD_WARPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """What is normalised: x `[n, rows, c]`, perhaps with an offset, perhaps by SiLU."""
+    """What is normalised: x `[n, rows, c]`, perhaps with offsets, perhaps by SiLU."""
 
     n: int
     rows: int
@@ -37,7 +37,7 @@ class Norm:
     groups: int
     eps: float
     silu: bool
-    offset: bool
+    offsets: int  # one for each sample, one for all, or none
 
     @property
     def group(self) -> int:
@@ -55,7 +55,7 @@ class Norm:
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (self.n, self.c))
         if backward:
             shapes["dparams"] = (self.n, 2, self.c)
-        if self.offset:
+        if self.offsets:
             shapes["doffset" if backward else "total"] = (self.n, self.c)
         return shapes
 
@@ -137,19 +137,20 @@ def _operands(refs, norm: Norm, place: _Place, tiles):
     backward = hasattr(refs, "dy")
     xs = [_load(refs.x, *tile) for tile in tiles]
     ds = [_load(refs.dy, *tile) for tile in tiles] if backward else xs
-    if norm.offset:
-        offset = place.vector(refs.offset).astype(jnp.float32)[None]
+    if norm.offsets:
+        load = place.vector if norm.offsets == norm.n else place.parameter
+        offset = load(refs.offset).astype(jnp.float32)[None]
     if norm.silu and backward:
         scale, shift = (place.vector(v)[None] for v in (refs.scale, refs.shift))
     pairs = []
     for (_, mask), x, d in zip(tiles, xs, ds, strict=True):
         x = x.astype(jnp.float32)
-        if norm.offset:
+        if norm.offsets:
             x = x + offset
         d = d.astype(jnp.float32) if backward else x
         if norm.silu and backward:
             d = d * silu_slope(x * scale + shift)
-        if norm.offset and not backward and mask is not None:
+        if norm.offsets and not backward and mask is not None:
             d = jnp.where(mask, d, 0.0)
         pairs.append((x, d))
     return pairs
@@ -178,7 +179,7 @@ def _known(refs, norm: Norm, place: _Place) -> dict[str, Any]:
     """What a fold reads beside sums: loaded first, so that nothing waits for it."""
     if not hasattr(refs, "dparams"):  # the forward pass
         return {name: place.parameter(getattr(refs, name)) for name in ("gain", "bias")}
-    names = ("mean", "rstd", "scale", *(("total",) if norm.offset else ()))
+    names = ("mean", "rstd", "scale", *(("total",) if norm.offsets else ()))
     known = {name: place.vector(getattr(refs, name)) for name in names}
     return known | {"gain": place.parameter(refs.gain)}
 
@@ -209,7 +210,7 @@ def _fold(known, norm: Norm, place: _Place, one, two) -> dict[str, Any]:
     of_x = -rstd * rstd * over_group(gain * dgain)
     of_one = -rstd * over_group(gain * one) - of_x * mean
     values = dict(of_x=of_x, of_one=of_one, dparams=(dgain, one))
-    if norm.offset:
+    if norm.offsets:
         of_rows = one * known["scale"] + known["total"] * of_x
         values["doffset"] = of_rows + norm.rows * of_one
     return values
