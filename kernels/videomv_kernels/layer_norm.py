@@ -52,7 +52,7 @@ def supports(x: Rows) -> bool:
     )
 
 
-def summed(x: Rows, offset: Float[Array, "c"]) -> Rows:
+def _summed(x: Rows, offset: Float[Array, "c"]) -> Rows:
     """`x + offset`, in the type of x, as an array of its own."""
     y = x + offset.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
     # Or XLA's own kernels for products and norms would take a part of the sum.
@@ -84,7 +84,7 @@ def layer_norm(
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
-    y = summed(x, offset)
+    y = _summed(x, offset)
     kernel = functools.partial(_normed, eps=eps, interpret=interpret)
     if not interpret:
         plain = functools.partial(reference, eps=eps)
@@ -95,7 +95,7 @@ def layer_norm(
 
 
 def _forward(x, offset, scale, bias, eps, axes, interpret):
-    y = summed(x, offset)
+    y = _summed(x, offset)
     return (reference(y, scale, bias, eps), y), (y, offset, scale, bias)
 
 
