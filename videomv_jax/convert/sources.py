@@ -25,6 +25,8 @@ TOKENIZER = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+EXPORT = "export.json"
+"""What was left out, and the config.json of the folder that was exported."""
 _INDEX = ".index.json"
 # Weights of a network's folder, the first that is there; the part after the stem is
 # what diffusers calls a variant.
@@ -61,12 +63,14 @@ class Found:
         tokenizers: folders with the files of a tokenizer.
         ours: model folders of this package.
         ignored: paths that are left out, with the reason.
+        exported: config.json of the model folder, of what was made of one before.
     """
 
     sources: list[Source]
     tokenizers: list[Path]
     ours: list[Path]
     ignored: dict[str, str]
+    exported: list[dict[str, Any]]
 
 
 def find(paths: list[Path]) -> Found:
@@ -79,7 +83,7 @@ def find(paths: list[Path]) -> Found:
     Raises:
         InputError: a path is not there, cannot be read, or holds nothing.
     """
-    found = Found([], [], [], {})
+    found = Found([], [], [], {}, [])
     for path in paths:
         before = len(found.sources) + len(found.tokenizers) + len(found.ours)
         _visit(path, found, _licence(path))
@@ -98,6 +102,9 @@ def _visit(path: Path, found: Found, licence: str | None) -> None:
     if {"name", "provenance"} <= config.keys():
         found.ours.append(path)
         return
+    if model := _json(path / EXPORT).get("model"):
+        found.exported.append(model)
+        licence = licence or model.get("licence")
     files = {file.name for file in path.iterdir()}
     if "tokenizer_config.json" in files and {"vocab.json", "tokenizer.json"} & files:
         found.tokenizers.append(path)
@@ -118,6 +125,8 @@ def _visit(path: Path, found: Found, licence: str | None) -> None:
     for name in sorted(files):
         if name.endswith((".safetensors", *PICKLES)):
             found.sources.append(_file(path / name, licence))
+    if (path / "tokenizer").is_dir():
+        _visit(path / "tokenizer", found, licence)
 
 
 def _component(part: Path, found: Found, licence: str | None) -> None:

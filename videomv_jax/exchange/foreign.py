@@ -11,6 +11,7 @@ import numpy as np
 
 from videomv_jax import atomic, weights
 from videomv_jax.convert import clip, lpips, mapping, pickles, recognise, vae
+from videomv_jax.convert.sources import EXPORT
 from videomv_jax.exchange.plan import BUILDERS, LPIPS_PART
 from videomv_jax.model_folder import (
     TOKENIZER,
@@ -24,9 +25,6 @@ from videomv_jax.types import InputError
 from videomv_jax.weights import Tensor
 
 Format = Literal["torch", "diffusers"]
-
-EXPORT = "export.json"
-"""What was left out, and the config.json of the folder that was exported."""
 
 _CAMERAS = "diffusers' UNet has no cameras and no frame rate"
 _NO_PLACE = "diffusers has no place for it"

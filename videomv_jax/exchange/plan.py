@@ -14,6 +14,7 @@ from videomv_jax import weights
 from videomv_jax.convert import clip, lpips, mapping, recognise, sources, unet
 from videomv_jax.convert.mapping import Entry
 from videomv_jax.convert.recognise import KNOWN, Network
+from videomv_jax.convert.sources import EXPORT
 from videomv_jax.model_folder import (
     PARTS,
     TOKENIZER,
@@ -33,6 +34,11 @@ LPIPS_PART = "lpips"
 
 BUILDERS = PARTS | {LPIPS_PART: LPIPS}
 DTYPES = ("source", "float32", "bfloat16", "float16")
+# What neither shapes nor names tell, and `foreign.write` wrote down.
+_UNTOLD = {part: (*names, "dtype") for part, names in KNOWN.items()}
+_UNTOLD["unet"] += ("dropout",)
+_UNTOLD["reconstructor"] += ("views", "position_bound", "scale_factor")
+_UNTOLD["reconstructor"] += ("quaternion_norm", "anchors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +181,12 @@ def plan(
             dropped.setdefault(str(network.source.path), {}).update(names)
         else:
             made.setdefault(network.kind.part, []).append(network)
+    exported = [ModelConfig.from_json(json.dumps(x), EXPORT) for x in found.exported]
+    for part in made.keys() & _UNTOLD.keys():
+        given[part] = _untold(exported, part) | given.get(part, {})
     done = [_part(part, networks, given) for part, networks in made.items()]
     photos = any(_takes_photos(network) for network in made.get("unet", ()))
-    base, own, tokenizer = _ours(found.ours, parts, photos)
+    base, own, tokenizer = _ours(found.ours, parts, photos, exported)
     for part in own:
         if part.name in made:
             raise InputError(f"{part.name}: it is in {part.origins[0]} and elsewhere")
@@ -294,8 +303,17 @@ def _compare(
     )
 
 
+def _untold(exported: Sequence[ModelConfig], part: str) -> dict[str, Any]:
+    """What the first of some model folders with a part says of it, see `_UNTOLD`."""
+    sizes = next(filter(None, (getattr(m, part, None) for m in exported)), None)
+    return {name: getattr(sizes, name) for name in _UNTOLD[part] if sizes}
+
+
 def _ours(
-    folders: Iterable[Path], parts: Sequence[str], photos: bool
+    folders: Iterable[Path],
+    parts: Sequence[str],
+    photos: bool,
+    exported: Sequence[ModelConfig],
 ) -> tuple[ModelConfig, list[Part], Path | None]:
     """Parts of model folders, and the config of the one with the UNet.
 
@@ -303,14 +321,17 @@ def _ours(
         folders: of ours.
         parts: that are asked for, all if there are none.
         photos: whether a foreign UNet takes photos: it decides the config.
+        exported: configs of the folders that foreign files were made of.
     """
     preset = PRESETS["i2v" if photos else "t2v"]
     empty: dict[str, Any] = dict.fromkeys(PARTS)
-    base, done, tokenizers = dataclasses.replace(preset, **empty), [], []
+    alone = {"shared": (), "shared_with": None} | empty
+    base = dataclasses.replace((*exported, preset)[0], **alone)
+    done, tokenizers = [], []
     for number, folder in enumerate(folders):
         config = read_config(folder)
         if (not number and not photos) or config.unet is not None:
-            base = dataclasses.replace(config, shared=(), shared_with=None, **empty)
+            base = dataclasses.replace(config, **alone)
         sized = {name: getattr(config, name) for name in PARTS}
         metric = folder / f"{LPIPS_PART}.safetensors"
         sized[LPIPS_PART] = lpips.read(metric).config if metric.is_file() else None
