@@ -79,10 +79,15 @@ def test_what_layers_add_to(error, platform):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "parts"),
-    [(None, [(8, 32, 64)]), ("dp", [(1, 32, 64)]), ("fsdp_view", [])],
+    ("strategy", "parts", "offset_of"),
+    [
+        (None, [(8, 32, 64)], "each"),
+        ("dp", [(1, 32, 64)], "each"),
+        ("dp", [(1, 32, 64)], "all"),
+        ("fsdp_view", [], "each"),
+    ],
 )
-def test_norms_of_a_gpu(monkeypatch, error, strategy, parts):
+def test_norms_of_a_gpu(monkeypatch, error, strategy, parts, offset_of):
     """Its kernels, whose twin is here, have the samples of each device alone."""
     seen, real = [], group_norm.reference
 
@@ -91,29 +96,31 @@ def test_norms_of_a_gpu(monkeypatch, error, strategy, parts):
         return real(x, *args, **options)
 
     monkeypatch.setattr(group_norm, "reference", twin)
-    norm = GroupNorm(64, 8, eps=1e-5, dtype="bfloat16")
     rng = np.random.default_rng(0)
-    norm.scale[...], norm.bias[...] = rng.normal(size=(2, 64)).astype(np.float32)
+    weights = rng.normal(size=(2, 64)).astype(np.float32)
     x = jnp.asarray(rng.normal(size=(8, 4, 8, 64)), "bfloat16")
-    offset = rng.normal(size=64 if strategy else (8, 64))  # of all, or of each
-    offset = jnp.asarray(offset, "bfloat16")
-    graph, params = nnx.split(norm)
+    offset = jnp.asarray(rng.normal(size=(8, 64)), "bfloat16")
+    offset = offset if offset_of == "each" else offset[0]
 
-    def loss(params, x, offset):
-        y = nnx.merge(graph, params)(x, offset=offset, silu=True)
-        return jnp.square(y.astype(jnp.float32)).sum()
+    def gradients(dtype):
+        norm = GroupNorm(64, 8, eps=1e-5, dtype=dtype)
+        norm.scale[...], norm.bias[...] = weights
+        graph, params = nnx.split(norm)
 
-    def gradients():  # a new function: traces are cached by it
-        return jax.jit(jax.grad(loss, (0, 1, 2)))(params, x, offset)
+        def loss(params, x, offset):
+            y = nnx.merge(graph, params)(x, offset=offset, silu=True)
+            return jnp.square(y.astype(jnp.float32)).sum()
 
-    wanted = gradients()
+        inputs = x.astype(dtype), offset.astype(dtype)
+        return jax.jit(jax.grad(loss, (0, 1, 2)))(params, *inputs)
+
+    wanted = gradients("float32")
     mesh = sharding.make_mesh(strategy) if strategy else None
     with compat.compiling_for("gpu"), jax.set_mesh(mesh) if mesh else nullcontext():
-        found = gradients()
+        found = gradients("bfloat16")
     assert seen == parts
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        # An offset of all has the sum of its parts' rounded gradients.
-        assert error(a, b.astype(jnp.float32)) < (0.05 if strategy else 0.02)
+        assert error(a, b) < 0.02
 
 
 def test_cast_weights_change_nothing_that_is_computed():
