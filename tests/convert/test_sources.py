@@ -49,6 +49,7 @@ def test_a_folder_of_loose_files_gives_each(tmp_path):
     (tmp_path / "README.md").write_text(
         "---\ntags: [x]\nlicense: mit\n---\nlicense: no"
     )
+    (tmp_path / "export.json").write_text('{"model": "of another program"}')
     (source,) = sources.find([tmp_path]).sources
     assert (source.path.name, source.licence) == ("one.safetensors", "mit")
 

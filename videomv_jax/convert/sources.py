@@ -102,9 +102,10 @@ def _visit(path: Path, found: Found, licence: str | None) -> None:
     if {"name", "provenance"} <= config.keys():
         found.ours.append(path)
         return
-    if model := _json(path / EXPORT).get("model"):
-        found.exported.append(model)
-        licence = licence or model.get("licence")
+    told = _json(path / EXPORT)
+    if {"format", "left out", "model"} <= told.keys():
+        found.exported.append(told["model"])
+        licence = licence or told["model"].get("licence")
     files = {file.name for file in path.iterdir()}
     if "tokenizer_config.json" in files and {"vocab.json", "tokenizer.json"} & files:
         found.tokenizers.append(path)
