@@ -1,11 +1,13 @@
 """Time a training step of the released UNet on one GPU, beside torch.
 
     python benchmarks/train_step.py [--rows narrow,torch,...] [--json FILE] \\
-        [--cache DIR] [--clips N] [--calls N] [--model t2v|tiny] [--profile]
+        [--cache DIR] [--clips N] [--calls N] [--model t2v|tiny] [--profile] \\
+        [--average]
 
 The step is the project's own, `training/step.py` on `DiffusionTask`, with random
-weights and latents: all parameters of the UNet, float32 with AdamW and a moving
-average, bf16 compute, dropout, clipping, the frozen text encoder. Expected: a row for
+weights and latents: all parameters of the UNet, float32 with AdamW, bf16 compute,
+dropout, clipping, the frozen text encoder; with `--average` also a moving average of
+the weights, which the original has for photos alone. Expected: a row for
 each choice of what the backward pass recomputes, see `UNetConfig.remat`: none,
 products, narrow, attention, block; and `torch`, the peer: diffusers' UNet with bf16
 parameters and fused AdamW, nothing recomputed; it needs torch and diffusers. Each is a
@@ -47,7 +49,9 @@ TFLOP = 3 * 14.67 / 2  # of a clip's step, written plainly
 CEILING = 782  # TFLOP/s of a large bf16 matmul on one H200
 
 
-def run_config(model: str, clips: int, remat: str, dtype: str) -> TrainConfig:
+def run_config(
+    model: str, clips: int, remat: str, dtype: str, ema_decay: float = 0.0
+) -> TrainConfig:
     """A step on random latents, the text encoder frozen."""
     return TrainConfig(
         stage="diffusion",
@@ -57,6 +61,7 @@ def run_config(model: str, clips: int, remat: str, dtype: str) -> TrainConfig:
         train_text=False,
         compute_dtype=dtype,
         remat=remat,
+        ema_decay=ema_decay,
     )
 
 
@@ -64,7 +69,8 @@ def ours(table, args, remat: str) -> None:
     if args.cache:
         jax.config.update("jax_compilation_cache_dir", args.cache)
     dtype = "float32" if compat.on_cpu() else "bfloat16"
-    config = run_config(args.model, args.clips, remat, dtype)
+    decay = 0.999 if args.average else 0.0
+    config = run_config(args.model, args.clips, remat, dtype, decay)
     task = DiffusionTask(config, PRESETS[args.model])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(config)
@@ -198,6 +204,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--calls", type=int, default=4, help="in a queue")
     parser.add_argument("--model", choices=sorted(PRESETS), default="t2v")
+    parser.add_argument("--average", action="store_true", help="of weights, kept too")
     parser.add_argument("--profile", action="store_true", help="kernels of the step")
     args = parser.parse_args()
     rows = args.rows.split(",")

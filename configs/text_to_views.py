@@ -3,9 +3,9 @@
 videomv plan --config configs/text_to_views.py --topology v5e:16x16 --compare
 videomv train --config configs/text_to_views.py --set init_from=FOLDER
 
-FOLDER is a converted checkpoint. Learning rate, schedule and dropped captions are
-the original's; it also has no clipping, and no average of the weights. The objects
-are those of the synthetic set.
+FOLDER is a converted checkpoint. Learning rate, schedule, dropped captions and that no
+average of the weights is kept are the original's, which does not clip, either. The
+objects are those of the synthetic set.
 """
 
 from ml_collections import ConfigDict

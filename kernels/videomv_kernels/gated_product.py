@@ -7,6 +7,7 @@ for each of them, and writes what it sums transposed. The kernel is Pallas for T
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jaxtyping import Array, Float
 from videomv_kernels import gated_linear
 from videomv_kernels.devices import over_axes
 from videomv_kernels.gated_linear.api import gated, linear
-from videomv_kernels.rasterize.compat import shape_like
+from videomv_kernels.rasterize.compat import shape_like, varying_like
 
 _COLUMNS, _ROWS = 128, 16  # of a tile
 _TILES = 16  # of a program, below each other
@@ -69,26 +70,39 @@ def gated_product(
         wide, bias: of the layer that gives values and gates.
         narrow: of the linear layer behind them.
         axes: of the context's mesh, which split x's first axis.
-        hopper: whether programs are for one such GPU alone.
+        hopper: whether programs are for such GPUs.
         recomputed: whether `jax.checkpoint` has `x wide` computed again, not saved.
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
-    if not (hopper and gated_linear.supports(x, wide, bias)):
+    if not (hopper and _fits(x, wide, bias, axes)):
         return reference(x, wide, bias, narrow)
-    return linear(_on_hopper(x, wide, bias), narrow)
+    return linear(over_axes(_on_hopper, axes, x, shared=(wide, bias)), narrow)
+
+
+def _fits(x, wide, bias, axes) -> bool:
+    """Whether `gated_linear` takes a device's part."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    count = len(x) // math.prod(sizes[axis] for axis in axes)
+    part: Any = jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
+    return gated_linear.supports(part, wide, bias)
 
 
 def _on_hopper(x, wide, bias):
-    kernel, plain = gated_linear.gated_linear, gated_linear.reference
+    def kernel(*arguments):  # which Mosaic has vary over no axes of a mesh
+        return varying_like(gated_linear.gated_linear(*arguments), x)
+
+    plain = gated_linear.reference
     return jax.lax.platform_dependent(x, wide, bias, cuda=kernel, default=plain)
 
 
 def _forward(x, wide, bias, narrow, axes, hopper, recomputed, interpret):
     # Or XLA's own kernels would take a part of what follows.
     y = jax.lax.optimization_barrier(linear(x, wide))
-    alone = hopper and recomputed and gated_linear.supports(x, wide, bias)
-    product = _on_hopper(x, wide, bias) if alone else gated(y, bias)
+    if hopper and recomputed and _fits(x, wide, bias, axes):
+        product = over_axes(_on_hopper, axes, x, shared=(wide, bias))
+    else:
+        product = gated(y, bias)
     return linear(product, narrow), (x, wide, y, bias, narrow)
 
 

@@ -84,6 +84,10 @@ def layer_norm(
         interpret: run the kernel in Pallas' interpreter, on any device: for tests. On a
             device without CUDA it is plain JAX otherwise.
     """
+    return _forward(x, offset, scale, bias, eps, axes, interpret)[0]
+
+
+def _forward(x, offset, scale, bias, eps, axes, interpret):
     y = _summed(x, offset)
     kernel = functools.partial(_normed, eps=eps, interpret=interpret)
     if not interpret:
@@ -91,12 +95,8 @@ def layer_norm(
         kernel = functools.partial(
             jax.lax.platform_dependent, cuda=kernel, default=plain
         )
-    return over_axes(kernel, axes, y, shared=(scale, bias)), y
-
-
-def _forward(x, offset, scale, bias, eps, axes, interpret):
-    y = _summed(x, offset)
-    return (reference(y, scale, bias, eps), y), (y, offset, scale, bias)
+    normed = over_axes(kernel, axes, y, shared=(scale, bias))
+    return (normed, y), (y, offset, scale, bias)
 
 
 def _backward(eps, axes, interpret, saved, grads):

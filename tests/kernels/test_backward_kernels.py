@@ -113,7 +113,7 @@ def test_lower_for_a_gpu_without_one():
     norm = functools.partial(layer_norm.layer_norm, eps=1e-5)
     for f, inputs, kernels in (
         (norm, arguments[:2] + arguments[1:2] * 2, 1),
-        (jax.grad(loss, argnums=range(5)), arguments, 2),
+        (jax.grad(loss, argnums=range(5)), arguments, 3),
     ):
         with jax.sharding.use_abstract_mesh(mesh):
             traced = jax.jit(f).trace(*inputs)

@@ -38,6 +38,7 @@ def test_overrides():
         ("warmup_steps=100000", "warmup_steps: got 100000"),
         ("stage=unet", "stage: 'unet'"),
         ("corrupted_inputs=1.5", "want 0 to 1"),
+        ("ema_decay=1.0", "want 0 to below 1"),
     ],
 )
 def test_mistakes(override, words):

@@ -164,6 +164,19 @@ def test_parts_of_a_batch_add_up(tmp_path):
         np.testing.assert_allclose(parts[name], whole[name], atol=1e-5)
 
 
+def test_without_an_average_the_weights_are_exported(tmp_path):
+    """Those of a run whose average forgets at once; resumed, too."""
+    run(tmp_path / "none", ema_decay=0.0, stop_after_minutes=1e-9)
+    found = run(tmp_path / "none", ema_decay=0.0)
+    for name, weights in run(tmp_path / "short", ema_decay=1e-9).items():
+        np.testing.assert_allclose(found[name], weights, atol=1e-6)
+    saved = [
+        (tmp_path / name / "checkpoints" / "12" / "state" / "_METADATA").read_text()
+        for name in ("none", "short")
+    ]
+    assert ["'ema', 'net." in text for text in saved] == [False, True]
+
+
 def test_resuming_on_another_mesh(tmp_path, on_one_device):
     run(tmp_path, stop_after_minutes=1e-9, strategy="fsdp_tp", fsdp=2)
     run(tmp_path, stop_after_minutes=1e-9, strategy="tp")

@@ -183,8 +183,7 @@ class FeedForward(nnx.Module):
             for w in (self.gated.kernel, bias, self.out.kernel)
         )
         x = x.astype(self.gated.dtype)
-        hopper = compat.has_hopper() and not axes
-        options = axes, hopper, self.recomputed
+        options = axes, compat.has_hopper(), self.recomputed
         y: Any = gated_product.gated_product(x, *weights, *options)
         return self.out.added(y, onto)
 

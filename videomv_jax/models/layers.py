@@ -23,6 +23,10 @@ from videomv_jax.types import PRNGKey
 
 Axes = tuple[str | None, ...]
 
+READ = "read"
+"""What inputs of convolutions, and of linear layers before a norm, are called for
+policies of rematerialisation."""
+
 
 class Linear(nnx.Module):
     """Linear map of the last axis; the kernel is `[i, *o]`, see `linear`."""
@@ -85,7 +89,7 @@ class Linear(nnx.Module):
 
         The norm adds the bias, for which it has the gradient.
         """
-        y = self.product(x)
+        y = self.product(checkpoint_name(x, READ))
         shape, y = y.shape, _as_matrix(y)
         if onto is not None:
             y = onto.astype(self.dtype).reshape(y.shape) + y
@@ -229,6 +233,7 @@ class Conv(nnx.Module):
 
         A norm that takes the bias for an offset has its gradient without another sum.
         """
+        x = checkpoint_name(x, READ)
         kernel = self.kernel[...].astype(self.dtype)
         bias = self.bias[...].astype(self.dtype)
         bias = bias if use_bias else jnp.zeros_like(bias)

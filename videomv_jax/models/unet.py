@@ -31,6 +31,7 @@ from videomv_jax.models.image_condition import (
     ImagePrompt,
 )
 from videomv_jax.models.layers import (
+    READ,
     SUMMED,
     Conv,
     UpsampleConv,
@@ -81,9 +82,12 @@ _attended = _policies.save_from_both_policies(
 _results = _policies.save_from_both_policies(
     _attended, _policies.save_only_these_names(SUMMED, NORMED)
 )
+_inputs = _policies.save_from_both_policies(
+    _results, _policies.save_only_these_names(READ)
+)
 _REMAT = {
     "products": _policies.save_from_both_policies(_is_product, _results),
-    "narrow": _policies.save_from_both_policies(_is_costly_product, _results),
+    "narrow": _policies.save_from_both_policies(_is_costly_product, _inputs),
     "block": _policies.nothing_saveable,
     "attention": _attended,
     "offload": _policies.save_and_offload_only_these_names(
@@ -118,8 +122,9 @@ class UNetConfig:
         dtype: compute type; parameters and output are float32.
         remat: what the backward pass recomputes: "none"; "products", everything but
             the blocks' inputs and the outputs of convolutions, linear layers and
-            attentions; "narrow", also linear layers with fewer than 1,024 inputs that
-            have more outputs than inputs or, such as queries, no bias;
+            attentions; "narrow", of these also linear layers with fewer than 1,024
+            inputs that have more outputs than inputs or, such as queries, no bias, but
+            not what convolutions read;
             "attention", everything but the blocks' inputs and the outputs of
             attentions; "offload", the same with those in the host's memory; "block",
             everything but the blocks' inputs.

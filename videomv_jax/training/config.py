@@ -56,7 +56,8 @@ class TrainConfig:
         train: which weights train: "all"; "temporal", the UNet's layers over views
             and its camera embedding; "lora", low-rank updates of the UNet's attention.
         lora_rank: of those updates.
-        ema_decay: of the exported weights.
+        ema_decay: of the moving average that is exported. 0: the weights themselves
+            are, and no average is kept.
         spike_factor: an update whose loss exceeds this many times the running mean is
             skipped and counted. 0: none is.
         strategy: how the mesh splits the work, see `sharding.STRATEGIES`.
@@ -174,7 +175,8 @@ def released_config(stage: Stage, model: str = "t2v") -> ConfigDict:
     """The same for a released size on a pod: the original's optimiser and schedule.
 
     AdamW at 3e-5, warm for 10 steps, then a cosine to 0 at step 1,000,000; the original
-    trains in 16 bits with every block recomputed.
+    trains in 16 bits with every block recomputed, and averages no weights but the photo
+    model's.
     """
     config = default_config(stage)
     config.model = model
@@ -184,6 +186,7 @@ def released_config(stage: Stage, model: str = "t2v") -> ConfigDict:
     config.learning_rate = 3e-5
     config.warmup_steps = 10
     config.beta2 = 0.999
+    config.ema_decay = 0.0
     config.compute_dtype = "bfloat16"
     config.remat = "block"
     config.strategy = "fsdp"
@@ -237,6 +240,8 @@ def freeze(values: dict) -> TrainConfig:
     for name in ("sample_every", "keep_every", "spike_factor", "image_batch"):
         if getattr(config, name) < 0:
             raise InputError(f"{name}: {getattr(config, name)}; want at least 0")
+    if not 0 <= config.ema_decay < 1:
+        raise InputError(f"ema_decay: {config.ema_decay}; want 0 to below 1")
     if config.batch_size % config.accumulate:
         raise InputError(
             f"accumulate: {config.accumulate} does not divide batch_size "

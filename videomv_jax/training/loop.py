@@ -35,8 +35,9 @@ def train(task: Task, config: TrainConfig, console: Console) -> Path | None:
         console: where progress goes.
 
     Returns:
-        The exported model folder, `<out>/model`: the moving average of the weights.
-        None if the run was terminated; it is saved, and the same call goes on.
+        The exported model folder, `<out>/model`: the moving average of the weights, or
+        they themselves where none is kept (`ema_decay` 0). None if the run was
+        terminated; it is saved, and the same call goes on.
 
     Raises:
         FloatingPointError: the loss is not finite; nothing is saved after it was.
@@ -152,13 +153,13 @@ class _Run:
         return self.task.feed.load(np.stack([np.asarray(first)] * len(rows)))
 
     def local(self, state: TrainState) -> tuple[parts.Params, Any]:
-        """The averaged model and the constants, whole, on one device of each process.
+        """The model to export and the constants, whole, on one device of each process.
 
         All processes call it.
         """
         trained, frozen, constants = (
             sharding.local_copy(x, self.mesh)
-            for x in (state.ema, state.frozen, self.constants)
+            for x in (state.exported, state.frozen, self.constants)
         )
         return parts.merge(trained, frozen), constants
 

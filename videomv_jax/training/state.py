@@ -54,7 +54,7 @@ class TrainState:
         step: number of updates made, int32 scalar; skipped ones count.
         params: trained parameters, float32.
         frozen: the networks' other parameters.
-        ema: exponential moving average of `params`.
+        ema: exponential moving average of `params`; empty where `ema_decay` is 0.
         opt_state: state of the optimizer.
         health: of the losses so far.
     """
@@ -65,6 +65,11 @@ class TrainState:
     ema: Params
     opt_state: optax.OptState
     health: Health
+
+    @property
+    def exported(self) -> Params:
+        """The trained weights that samples and exports have: the average, if any."""
+        return self.ema or self.params
 
 
 class Networks:
@@ -206,7 +211,7 @@ def _first(params: Params, key: PRNGKey, optimizer, config: TrainConfig) -> Trai
     if config.train == "lora":
         params = parts.add_factors(params, config.lora_rank, key)
     params, frozen = parts.split(params, config.train)
-    ema = jax.tree.map(jnp.copy, params)
+    ema = jax.tree.map(jnp.copy, params) if config.ema_decay else {}
     none = jnp.zeros((), jnp.int32)
     health = Health(jnp.zeros(()), none, none, none)
     return TrainState(none, params, frozen, ema, optimizer.init(params), health)
@@ -233,7 +238,8 @@ def _placements(
         transform_non_params=lambda _: whole,
     )
     health = jax.tree.map(lambda _: whole, state.health)
-    return TrainState(whole, trained, frozen, trained, moments, health)
+    average = trained if config.ema_decay else {}
+    return TrainState(whole, trained, frozen, average, moments, health)
 
 
 def in_place(
@@ -279,7 +285,10 @@ def apply_gradients(
     params: Any = optax.apply_updates(state.params, updates)
     step = state.step.astype(jnp.float32)
     decay = jnp.minimum(config.ema_decay, (1 + step) / (10 + step))
-    ema = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.ema, params)
+    ema = {
+        name: average + (1 - decay) * (params[name] - average)
+        for name, average in state.ema.items()
+    }
 
     health, good = _judge(state.health, state.step, loss, norm, config.spike_factor)
     new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
