@@ -31,7 +31,7 @@ from train_step import run_config
 
 from videomv_jax import compat
 from videomv_jax.model_folder import PARTS, abstract
-from videomv_jax.models import layers
+from videomv_jax.models import rounding
 from videomv_jax.presets import PRESETS
 from videomv_jax.scale import hlo
 from videomv_jax.scale.plan import trace
@@ -62,7 +62,7 @@ device_description_str: "{KIND}"
 def forward(mesh: Mesh) -> jax.stages.Lowered:
     config = sizes("t2v", "bfloat16")
     unet = abstract(lambda rngs: PARTS["unet"](config.unet, rngs=rngs))
-    layers.cast_weights(unet)
+    rounding.cast_weights(unet)
     graph, weights = nnx.split(unet)
     arguments = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),

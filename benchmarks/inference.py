@@ -48,7 +48,7 @@ from videomv_kernels.group_norm import api as group_norm
 from videomv_jax import compat
 from videomv_jax.data.tokenizer import train_tokenizer
 from videomv_jax.model_folder import PARTS, LoadedModel, ModelConfig, abstract
-from videomv_jax.models import attention, layers, norms
+from videomv_jax.models import attention, norms, rounding
 from videomv_jax.pipeline import VideoMV
 from videomv_jax.presets import PRESETS
 
@@ -80,7 +80,7 @@ def network(part: str, config: Any) -> nnx.Module:
     Activations keep about unit size, also through layers that training starts at 0.
     """
     module = abstract(lambda rngs: PARTS[part](config, rngs=rngs))
-    layers.cast_weights(module)
+    rounding.cast_weights(module)
     state = nnx.to_flat_state(nnx.state(module, nnx.Param))
     shapes = [(str(path[-1]), param.get_value()) for path, param in state]
     rng = np.random.default_rng(0)

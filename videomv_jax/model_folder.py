@@ -33,8 +33,8 @@ from videomv_jax.models.clip import (
     VisionConfig,
     VisionEncoder,
 )
-from videomv_jax.models.layers import cast_weights
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
+from videomv_jax.models.rounding import cast_weights
 from videomv_jax.models.unet import UNet, UNetConfig
 from videomv_jax.models.vae import VAE, VAEConfig
 from videomv_jax.splat.cameras import Cameras, orbit
@@ -355,7 +355,7 @@ def load_model(
     Args:
         directory: the folder.
         dtype: compute type of the networks; None keeps what config.json says.
-        cast: hold weights in the compute type too, see `layers.cast_weights`.
+        cast: hold weights in the compute type too, see `rounding.cast_weights`.
 
     Raises:
         InputError: a file is missing or broken, or weights do not fit the config.

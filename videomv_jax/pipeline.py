@@ -30,7 +30,7 @@ from videomv_jax.model_folder import (
     load_model,
     save_model,
 )
-from videomv_jax.models import layers
+from videomv_jax.models import rounding
 from videomv_jax.sampling.loop import Mode
 from videomv_jax.sampling.programs import Programs, Progress
 from videomv_jax.splat.cameras import Cameras
@@ -124,7 +124,7 @@ class VideoMV:
             InputError: also if the weights were rounded when the model was loaded.
         """
         for name, part in self._parts.items():
-            if (held := layers.rounded_to(part)) not in (None, jnp.dtype(dtype)):
+            if (held := rounding.rounded_to(part)) not in (None, jnp.dtype(dtype)):
                 raise InputError(
                     f"dtype: {dtype}, but the {name} was loaded in {held}; load the "
                     "model with dtype='float32' to save it"

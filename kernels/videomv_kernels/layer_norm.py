@@ -22,9 +22,10 @@ _MAX_WIDTH = 2048
 _PIECES = 8  # of a row, at most
 _PIECE = 256  # columns of one, at most, where a warp has whole rows
 _VECTORS = 1024  # elements of one piece's columns, 8 a thread
-_TILE = 512  # likewise in the backward pass; as many rows as that are
-_PROGRAMS = 396  # about: three for each processor of an H100, each with own sums
+_TILE = 256  # likewise in the backward pass; as many rows as that are
+_PROGRAMS = 1584  # about: twelve for each processor of an H100, each with own sums
 _WARPS = 4
+_SUMMING_WARPS = 2  # in the backward pass
 _SUMS = 3  # over rows
 _MAX_SIZE = 2**31  # places are counted in int32
 
@@ -168,7 +169,7 @@ def _by_kernel(x, scale, bias, grad, shortcut, eps, interpret: bool = False):
             shape_like((rows * width,), x.dtype, x),
             shape_like((programs * _SUMS * width,), jnp.float32, x),
         ],
-        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=_SUMMING_WARPS, num_stages=1),
         interpret=interpret,
         name="layer_norm_backward",
     )(*[a.reshape(-1) for a in (x, scale, grad, shortcut)])

@@ -57,7 +57,8 @@ def tokens(queries, keys, dtype="bfloat16", width=64):
     [
         (tokens(1024, 1024), 1),
         (tokens(24 * 64, 77), 1),
-        (tokens(64, 64), 0),
+        (tokens(64, 64), 1),
+        (tokens(16, 16), 0),
         (tokens(77, 77), 0),
         (tokens(1024, 1024, "float32"), 0),
         (tokens(1024, 1024, width=512), 0),
@@ -110,10 +111,7 @@ def test_flash_attention_is_not_recomputed(lowered):
 
 @pytest.mark.slow
 def test_the_released_unet_lowers(lowered):
-    """With gradients: 34 attentions over views, 16 to the text, 10 of many tokens.
-
-    And 33 gated products, three times as many layer norms.
-    """
+    """With all kernels and gradients: 16 attentions to the text, 15 of many tokens."""
     config = dataclasses.replace(unet.PRESETS["t2v"], remat="narrow")
     networks = Networks(lambda rngs: {"unet": unet.UNet(config, rngs=rngs)})
     params = jax.eval_shape(networks.init, jax.random.key(0))
@@ -125,9 +123,11 @@ def test_the_released_unet_lowers(lowered):
     shapes = (4, 24, 32, 32, 4), (4,), (4, 77, 1024), (4, 24, 16)
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     text = lowered(jax.value_and_grad(loss), params, *inputs)
-    assert text.count(TRITON) == 2 * 34 + 33 + 3 * 33
-    assert text.count(BACKWARD) == 16 + 10
-    assert text.count(FLASH) == 16 + 10  # not again in the backward pass
+    for name in ("view_attention", "layer_norm"):
+        assert f"{name}_forward" in text and f"{name}_backward" in text
+    assert "gated_product_backward" in text and "group_norm_sum" in text
+    assert text.count(BACKWARD) == 16 + 15
+    assert text.count(FLASH) == 16 + 15  # not again in the backward pass
 
 
 def test_cudnn_reads_products_of_their_own(lowered):
@@ -135,8 +135,8 @@ def test_cudnn_reads_products_of_their_own(lowered):
     layer = SelfAttention(64, 1, bias=True, dtype="bfloat16", rngs=nnx.Rngs(0))
     joined, x = "x3x64xbf16>", jax.ShapeDtypeStruct((2, 256, 64), "bfloat16")
     assert f"tensor<2x256{joined}" not in lowered(lambda x: layer(x), x)
-    x = jax.ShapeDtypeStruct((2, 64, 64), "bfloat16")
-    assert f"tensor<2x64{joined}" in lowered(lambda x: layer(x), x)
+    x = jax.ShapeDtypeStruct((2, 16, 64), "bfloat16")
+    assert f"tensor<2x16{joined}" in lowered(lambda x: layer(x), x)
 
     exact = SelfAttention(64, 2, bias=True, dtype="float32", rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 256, 64))

@@ -127,6 +127,17 @@ def test_dropout_keeps_the_mean():
     assert abs(float((y == 0).mean()) - 0.1) < 0.01
 
 
+def test_dropout_is_independent_of_keys_and_places():
+    """What is dropped together is as often so as by chance, within five deviations."""
+    x = jnp.ones((200, 100))
+    keys = [jax.random.key(0), jax.random.key(1), *jax.random.split(jax.random.key(2))]
+    dropped = [np.asarray(layers.dropout(x, 0.1, key) == 0).ravel() for key in keys]
+    dropped += [np.roll(dropped[0], by) for by in (1, 2, 7, 64, 100, 1000)]
+    for i, one in enumerate(dropped):
+        for other in dropped[:i]:
+            assert abs((one & other).mean() - 0.01) < 5 * 0.1 / one.size**0.5
+
+
 def test_initial_values_have_their_variance_and_differ():
     rngs = nnx.Rngs(jax.random.key(3))
     options = dict(rngs=rngs, **OPTIONS)

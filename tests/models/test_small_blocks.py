@@ -14,15 +14,10 @@ from videomv_kernels import group_norm
 
 from videomv_jax import compat, sharding
 from videomv_jax.convert import mapping
-from videomv_jax.models.layers import (
-    Conv,
-    UpsampleConv,
-    cast_weights,
-    linear,
-    rounded_to,
-)
+from videomv_jax.models.layers import Conv, UpsampleConv, linear, linears
 from videomv_jax.models.norms import GroupNorm
 from videomv_jax.models.reconstructor import Reconstructor, ReconstructorConfig
+from videomv_jax.models.rounding import cast_weights, rounded_to
 from videomv_jax.models.vae import VAE, VAEConfig
 
 
@@ -134,6 +129,27 @@ def test_cast_weights_change_nothing_that_is_computed():
     np.testing.assert_array_equal(vae.decode(x), before)
     kinds = {x.dtype.name for x in mapping.flatten(vae).values()}
     assert kinds == {"bfloat16", "float32"}  # norms stay
+
+
+def test_products_of_one_input():
+    """Its own gradient is that of the products one by one."""
+    layer = linears(6, 3, 4, dtype="float32", rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    x, *grads = (jax.random.normal(jax.random.key(i), (2, 5, 6)) for i in range(4))
+    grads = [grad[..., :4] for grad in grads]
+
+    def one_by_one(x, state):
+        whole = nnx.merge(graph, state)
+        return [whole(x)[..., i, :] for i in range(3)]
+
+    def together(x, state):
+        return nnx.merge(graph, state).parts(x)
+
+    results = [jax.vjp(f, x, state) for f in (together, one_by_one)]
+    pairs = zip(*((y, pull(grads)) for y, pull in results), strict=True)
+    for found, wanted in pairs:
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 RESIDUAL = [

@@ -15,7 +15,7 @@ from videomv_jax.models import layers
 
 # Below this many queries and keys XLA's batched matmuls are as fast as cuDNN's flash
 # kernel (docs/performance.md).
-_FLASH_FROM = 256
+_FLASH_FROM = 64
 
 ATTENDED = "attended"
 """What attention outputs are called for policies of rematerialisation."""
@@ -179,7 +179,7 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "*b l d"], mask: Bool[Array, "*#b #h l l"] | None = None
     ) -> Float[Array, "*b l i"]:
         """What the output layer reads."""
-        if compat.has_cuda() and x.shape[-2] >= _FLASH_FROM:
+        if compat.has_cuda() and mask is None and x.shape[-2] >= _FLASH_FROM:
             parts = self.qkv.parts(x)  # cuDNN would have slices of one product copied
         else:
             qkv = self.qkv(x)

@@ -99,13 +99,14 @@ class Linear(nnx.Module):
 
     def parts(self, x: Float[Array, "... i"]) -> list[Float[Array, "... o"]]:
         """The parts of a layer of `linears` as products, and arrays, of their own."""
-        count = self.kernel[...].shape[1]
-        return [self._biased(self._product(x, i), i) for i in range(count)]
+        kernels = self.kernel[...].astype(self.dtype)
+        kernels = [kernels[:, i] for i in range(kernels.shape[1])]
+        products = _products(x.astype(self.dtype), *kernels)
+        return [self._biased(y, i) for i, y in enumerate(products)]
 
     def _product(self, x, part):
         kernel = self.kernel[...][:, part].astype(self.dtype)
-        contract = (((x.ndim - 1,), (0,)), ((), ()))
-        return jax.lax.dot_general(x.astype(self.dtype), kernel, contract)
+        return _dot(x.astype(self.dtype), kernel)
 
     def _biased(self, y, part):
         if self.bias is None:
@@ -115,6 +116,33 @@ class Linear(nnx.Module):
             # Or cuBLAS would add what it takes for a matrix, written out before.
             y = jax.lax.optimization_barrier(y)
         return y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
+def _dot(x: Array, kernel: Array, over: int = 0) -> Array:
+    """Of x's last axis and the kernel's axis `over`."""
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (over,)), ((), ())))
+
+
+@jax.custom_vjp
+def _products(x: Array, *kernels: Array) -> list[Array]:
+    """Of x and each kernel. The gradient for x adds up while it multiplies."""
+    return [_dot(x, kernel) for kernel in kernels]
+
+
+def _products_backward(saved, grads):
+    x, *kernels = saved
+    rows = tuple(range(x.ndim - 1))
+    dx = _dot(grads[0], kernels[0], 1)
+    for grad, kernel in zip(grads[1:], kernels[1:], strict=True):
+        if compat.has_cuda():
+            # Or XLA would have cuBLAS add to what it took for a product of its own.
+            dx = jax.lax.optimization_barrier(dx)
+        dx = dx + _dot(grad, kernel, 1)
+    of_kernels = [jax.lax.dot_general(x, g, ((rows, rows), ((), ()))) for g in grads]
+    return dx, *of_kernels
+
+
+_products.defvjp(lambda x, *ks: (_products(x, *ks), (x, *ks)), _products_backward)
 
 
 def _as_matrix(y: Array) -> Array:
@@ -342,34 +370,6 @@ class ResidualBlock(nnx.Module):
         return (shortcut + h) * self.scale
 
 
-def cast_weights(module: nnx.Module) -> None:
-    """Hold linear layers' and convolutions' weights in their compute type, in place.
-
-    Nothing is lost to what they compute, and they are read faster. Float32 ones are to
-    be kept elsewhere, if they are to be saved or trained. The module may be abstract.
-    """
-    for layer in _weighted(module):
-        for name in ("kernel", "bias"):
-            if (param := getattr(layer, name)) is not None:
-                value = param.get_value()
-                if isinstance(value, jax.ShapeDtypeStruct):
-                    param.set_value(jax.ShapeDtypeStruct(value.shape, layer.dtype))
-                else:
-                    param.set_value(value.astype(layer.dtype))
-
-
-def rounded_to(module: nnx.Module) -> jnp.dtype | None:
-    """The type that `cast_weights` gave to weights; None if they are float32."""
-    types = {layer.kernel.get_value().dtype for layer in _weighted(module)}
-    types.discard(jnp.dtype("float32"))
-    return types.pop() if types else None
-
-
-def _weighted(module: nnx.Module) -> list[Linear | Conv]:
-    modules = (node for _, node in nnx.iter_modules(module))
-    return [node for node in modules if isinstance(node, Linear | Conv)]
-
-
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """GELU in its erf form (jax.nn.gelu's default is the tanh form)."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
@@ -400,8 +400,9 @@ def dropout(
 ) -> Float[Array, "..."]:
     """Zero a share `rate` of x and rescale the rest; no key, no dropout.
 
-    Bits are hashed from the key and the place: a Threefry for each of the 1.2 G values
-    that a step of the released model drops from would take as long as its norms.
+    Bits are hashed once from the place, times one word of the key, plus another: a
+    Threefry for each of the 1.2 G values that a step of the released model drops from
+    would take as long as its norms.
     """
     if key is None or rate == 0:
         return x
@@ -410,7 +411,8 @@ def dropout(
     for axis, stride in enumerate(strides):  # a mesh may split several of them
         along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
         place += along * jnp.uint32(stride % 2**32)
-    bits = _hashed(place, jax.random.key_data(key).reshape(-1))
+    words = jax.random.key_data(key).reshape(-1)
+    bits = _hashed(place * (words[0] | 1), words[-1:])
     keep = bits >= jnp.uint32(rate * 2**32)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 

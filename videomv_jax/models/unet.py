@@ -39,7 +39,7 @@ from videomv_jax.models.layers import (
     repeated,
     sinusoid,
 )
-from videomv_jax.models.norms import NORMED, GroupNorm
+from videomv_jax.models.norms import LAYER_NORMED, NORMED, GroupNorm
 from videomv_jax.types import InputError, PRNGKey
 
 
@@ -60,7 +60,9 @@ _MANY_INPUTS = 1024
 
 
 def _is_costly_product(primitive, *operands, **params) -> bool:
-    """The same, but of linear layers only those with many inputs."""
+    """The same, but of linear layers only those with many inputs, and their inputs."""
+    if primitive.name == "name":
+        return params["name"] == LAYER_NORMED and operands[0].shape[-1] >= _MANY_INPUTS
     if primitive.name == "dot_general":
         (_, (contracted, *_)), (batch, _) = params["dimension_numbers"]
         return not batch and operands[1].shape[contracted] >= _MANY_INPUTS

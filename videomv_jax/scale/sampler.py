@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from videomv_jax import sharding
 from videomv_jax.model_folder import PARTS, ModelConfig, abstract
-from videomv_jax.models.layers import cast_weights
+from videomv_jax.models.rounding import cast_weights
 from videomv_jax.sampling.programs import Programs
 from videomv_jax.training.config import TrainConfig
 

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from videomv_jax import sharding
-from videomv_jax.models import layers
+from videomv_jax.models import rounding
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.parts import Params
@@ -119,11 +119,11 @@ class Networks:
     def rounded(self, params: Mapping[str, Array]) -> Params:
         """What the networks compute with, for those that stay frozen.
 
-        See `layers.cast_weights`.
+        See `rounding.cast_weights`.
         """
         networks = self.merge(params)
         for network in networks.values():
-            layers.cast_weights(network)
+            rounding.cast_weights(network)
         return Networks.split(networks)[1]
 
 

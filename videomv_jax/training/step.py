@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from videomv_jax import compat, sharding
-from videomv_jax.models import layers
+from videomv_jax.models import rounding
 from videomv_jax.training import parts
 from videomv_jax.training.config import TrainConfig
 from videomv_jax.training.feed import Batch, Feed
@@ -28,7 +28,6 @@ from videomv_jax.training.state import (
 from videomv_jax.types import PRNGKey
 
 Metrics = dict[str, Array]
-_SMALL = 2**16  # elements, which a GPU reads faster than it starts a kernel
 BROKEN = "broken"
 """The metric that says at which step, if any, the loss stopped being finite."""
 
@@ -95,7 +94,7 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
             # XLA updates several small arrays by one kernel only if they have an
             # operand in common that is no scalar.
             for shape in wide:
-                if math.prod(shape) <= _SMALL:
+                if math.prod(shape) <= rounding.SMALL:
                     spread = jnp.broadcast_to(factor, shape)
                     wide[shape] = jax.lax.optimization_barrier(spread)
         return {name: u * wide[u.shape] for name, u in updates.items()}, state
@@ -144,7 +143,7 @@ def make_step(
             networks = task.networks.merge(parts.merge(params, state.frozen))
             for network in networks.values():
                 # Once a step: not again where the backward pass recomputes a layer.
-                layers.cast_weights(network)
+                rounding.cast_weights(network)
             return task.loss(networks, constants, batch, key)
 
         gradient = jax.value_and_grad(loss, has_aux=True)

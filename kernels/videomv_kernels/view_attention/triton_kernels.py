@@ -11,7 +11,8 @@ from jax.experimental.pallas import triton
 from videomv_kernels.rasterize.compat import shape_like
 
 _MIN_TILE = 16  # what the tensor cores take
-_WARPS = 2
+_FORWARD_WARPS = 2
+_BACKWARD_WARPS = 1
 _MASKED = -1e30
 
 
@@ -92,17 +93,18 @@ def forward(qkv: jax.Array, heads: int, *, interpret: bool) -> jax.Array:
     """See `view_attention`."""
     b, f, length, _, c = qkv.shape
     shape = (b, f, length, c)
-    return _call(_forward_kernel, "forward", qkv, heads, [qkv], shape, interpret)
+    how = dict(warps=_FORWARD_WARPS, interpret=interpret)
+    return _call(_forward_kernel, "forward", qkv, heads, [qkv], shape, **how)
 
 
 @_once
 def backward(qkv, grad, heads: int, *, interpret: bool) -> jax.Array:
     """The gradient for qkv, from that for the result."""
-    inputs = [qkv, grad]
-    return _call(_backward_kernel, "backward", qkv, heads, inputs, qkv.shape, interpret)
+    inputs, how = [qkv, grad], dict(warps=_BACKWARD_WARPS, interpret=interpret)
+    return _call(_backward_kernel, "backward", qkv, heads, inputs, qkv.shape, **how)
 
 
-def _call(kernel, name: str, qkv, heads: int, inputs, shape, interpret: bool):
+def _call(kernel, name: str, qkv, heads: int, inputs, shape, warps, interpret):
     b, _, length, _, _ = qkv.shape
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     flat = pl.pallas_call(
@@ -111,7 +113,7 @@ def _call(kernel, name: str, qkv, heads: int, inputs, shape, interpret: bool):
         in_specs=[anywhere] * len(inputs),
         out_specs=anywhere,
         out_shape=shape_like((math.prod(shape),), qkv.dtype, qkv),
-        compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=f"view_attention_{name}",
     )(*[x.reshape(-1) for x in inputs])
