@@ -127,6 +127,13 @@ def test_dropout_keeps_the_mean():
     assert abs(float((y == 0).mean()) - 0.1) < 0.01
 
 
+def test_a_mesh_drops_what_one_device_does():
+    x, key = jnp.ones((8, 6, 10, 4)), jax.random.key(0)
+    with jax.set_mesh(sharding.make_mesh("dp")):
+        found = jax.jit(lambda: layers.dropout(x, 0.5, key))()
+    np.testing.assert_array_equal(found, layers.dropout(x, 0.5, key))
+
+
 def test_dropout_is_independent_of_keys_and_places():
     """What is dropped together is as often so as by chance, within five deviations."""
     x = jnp.ones((200, 100))

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,6 @@ SUMMED = layer_norm.SUMMED
 """What results of convolutions, and of linear layers with no more outputs than inputs,
 are called for policies of rematerialisation: with bias and residual, as the next layer
 reads them."""
-LAYER_NORMED = "layer_normed"
-"""What results of layer norms beside a shortcut are called for them."""
 NORMED = group_norm.STATISTICS  # name of what the backward pass need not sum again
 
 
@@ -143,10 +140,7 @@ class LayerNorm(nnx.Module):
         fits = x.dtype == self.dtype and layer_norm.supports(x)
         if compat.has_cuda() and axes is not None and fits:
             weights = self.scale[...], self.bias[...]
-            both: Any = layer_norm.layer_norm(x, offset, *weights, self.eps, axes)
-            normed, x = both
-        else:
-            offset = offset.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-            x = checkpoint_name(x + offset, SUMMED)
-            normed = self(x)
-        return checkpoint_name(normed, LAYER_NORMED), x
+            return layer_norm.layer_norm(x, offset, *weights, self.eps, axes)
+        offset = offset.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        x = checkpoint_name(x + offset, SUMMED)
+        return self(x), x

@@ -39,7 +39,7 @@ from videomv_jax.models.layers import (
     repeated,
     sinusoid,
 )
-from videomv_jax.models.norms import LAYER_NORMED, NORMED, GroupNorm
+from videomv_jax.models.norms import NORMED, GroupNorm
 from videomv_jax.types import InputError, PRNGKey
 
 
@@ -55,17 +55,18 @@ def _is_product(primitive, *operands, **params) -> bool:
     return primitive.name in ("dot_general", "conv_general_dilated", "reduce_sum")
 
 
-# What a saved byte of a product spares in operations is how many inputs it has.
-_MANY_INPUTS = 1024
+# What a saved byte of a product spares in operations is how many inputs it has. Gated
+# ones are made faster where they need not be written.
+_MANY_INPUTS, _OF_GATED = 640, 1024
 
 
 def _is_costly_product(primitive, *operands, **params) -> bool:
-    """The same, but of linear layers only those with many inputs, and their inputs."""
-    if primitive.name == "name":
-        return params["name"] == LAYER_NORMED and operands[0].shape[-1] >= _MANY_INPUTS
+    """The same, but of linear layers only those with many inputs."""
     if primitive.name == "dot_general":
         (_, (contracted, *_)), (batch, _) = params["dimension_numbers"]
-        return not batch and operands[1].shape[contracted] >= _MANY_INPUTS
+        inputs = operands[1].shape[contracted]
+        gated = operands[1].size > 3 * inputs**2  # than queries, keys and values
+        return not batch and inputs >= (_OF_GATED if gated else _MANY_INPUTS)
     return _is_product(primitive, *operands, **params)
 
 
@@ -124,9 +125,9 @@ class UNetConfig:
         dtype: compute type; parameters and output are float32.
         remat: what the backward pass recomputes: "none"; "products", everything but
             the blocks' inputs and the outputs of convolutions, linear layers and
-            attentions; "narrow", of these also linear layers with fewer than 1,024
-            inputs that have more outputs than inputs or, such as queries, no bias, but
-            not what convolutions read;
+            attentions; "narrow", of these also queries, keys and values of fewer than
+            640 inputs and gated layers of fewer than 1,024, but not what convolutions
+            read;
             "attention", everything but the blocks' inputs and the outputs of
             attentions; "offload", the same with those in the host's memory; "block",
             everything but the blocks' inputs.
@@ -440,7 +441,7 @@ def _res(config: UNetConfig, features_in: int, features: int, rngs) -> ResBlock:
 
 def _recomputes(config: UNetConfig, inputs: int) -> bool:
     """Whether the backward pass computes gated layers of so many inputs again."""
-    few = config.remat == "narrow" and inputs < _MANY_INPUTS
+    few = config.remat == "narrow" and inputs < _OF_GATED
     return few or config.remat in ("attention", "offload", "block")
 
 
