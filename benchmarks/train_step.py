@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--cache", help="JAX's compilation cache")
     parser.add_argument("--clips", type=int, default=4)
-    parser.add_argument("--calls", type=int, default=4, help="in a queue")
+    parser.add_argument("--calls", type=int, default=16, help="in a queue")
     parser.add_argument("--model", choices=sorted(PRESETS), default="t2v")
     parser.add_argument("--average", action="store_true", help="of weights, kept too")
     parser.add_argument("--profile", action="store_true", help="kernels of the step")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from videomv_kernels import gated_product, layer_norm
+from videomv_kernels.gated_linear import hopper
 
 TRITON = "__gpu$xla.gpu.triton"
 
@@ -119,3 +120,24 @@ def test_lower_for_a_gpu_without_one():
             traced = jax.jit(f).trace(*inputs)
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
         assert text.count(f"@{TRITON}") == kernels
+
+
+@pytest.mark.skipif(not hopper.LOWERS, reason="the kernel needs JAX 0.11's interfaces")
+def test_a_device_of_a_mesh_has_its_part_of_the_gated_layer():
+    """By the Hopper kernel, if whole tiles are left for each."""
+    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="cuda")
+    mesh = AbstractMesh(
+        (2,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device
+    )
+    weights = (256, 2, 128), (2, 128), (128, 256)
+    for rows, kernels in (128, 1), (64, 0):
+        inputs = [
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+            for shape in ((2, rows, 256), *weights)
+        ]
+        with jax.sharding.use_abstract_mesh(mesh):
+            traced = jax.jit(
+                lambda *a: gated_product.gated_product(*a, ("data",), True)
+            ).trace(*inputs)
+            text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert text.count("@mosaic_gpu_v2") == kernels

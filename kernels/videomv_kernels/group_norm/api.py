@@ -19,9 +19,8 @@ _MAX_GRID = 2**16  # CUDA's, for samples and for parts of them
 _MAX_UNIT = 256  # channels that a program folds
 # Measured on an H100, at the shapes of the released UNet.
 _PROGRAMS = 800  # that sum: six for each of its 132 processors
-_FORWARD_SUMS = Tiling(rows=128, warps=4)  # at most so many rows
-_BACKWARD_SUMS = Tiling(rows=128, warps=4)
-_MIN_ROWS = 16
+_STAGED_ROWS = 16, 128
+_WARPS = 4
 _WHOLE_VALUES = 1024  # of a warp that has all rows of its groups
 _WHOLE_WARPS = 8
 _APPLIED = Tiling(rows=64, warps=4)
@@ -58,7 +57,7 @@ def supports(x: Float[Array, "n r c"], groups: int) -> bool:
         and c % groups == 0
         and math.lcm(c // groups, VECTOR) <= _MAX_UNIT
         and x.size < _MAX_SIZE
-        and max(n, rows // _MIN_ROWS) < _MAX_GRID
+        and max(n, rows // _STAGED_ROWS[0]) < _MAX_GRID
     )
 
 
@@ -129,7 +128,7 @@ def _apply(x, gain, bias, offset, norm: Norm, wanted, interpret: bool):
     if tiling := _whole(norm, tensors=1):
         found = triton_kernels.whole(norm, inputs, wanted, tiling, interpret=interpret)
     else:
-        names, tiling = wanted or ("scale", "shift"), _staged(norm, _FORWARD_SUMS)
+        names, tiling = wanted or ("scale", "shift"), _staged(norm)
         found = triton_kernels.staged(norm, inputs, names, tiling, interpret=interpret)
         if not wanted:
             inputs = {k: v for k, v in inputs.items() if k in ("x", "offset")} | found
@@ -153,7 +152,7 @@ def _backward(norm: Norm, interpret: bool, saved, dy):
         of = triton_kernels.whole(norm, inputs, wanted, tiling, interpret=interpret)
         dx = of["result"]
     else:
-        tiling = _staged(norm, _BACKWARD_SUMS)
+        tiling = _staged(norm)
         of = triton_kernels.staged(norm, inputs, wanted, tiling, interpret=interpret)
         scale, shift = (found[name][:, None] for name in ("scale", "shift"))
         shifted, dy = _shifted(x, offset), dy.astype(jnp.float32)
@@ -183,8 +182,8 @@ def _whole(norm: Norm, tensors: int) -> Tiling | None:
     return Tiling(rows, warps) if warps * tensors <= _WHOLE_WARPS else None
 
 
-def _staged(norm: Norm, most: Tiling) -> Tiling:
+def _staged(norm: Norm) -> Tiling:
     """As many rows a program as leave enough programs for a GPU, up to a limit."""
     rows = norm.n * norm.rows * norm.c // (SUMMED * _PROGRAMS)
     rows = 1 << max(rows, 1).bit_length() - 1
-    return Tiling(min(max(rows, _MIN_ROWS), most.rows), most.warps)
+    return Tiling(min(max(rows, _STAGED_ROWS[0]), _STAGED_ROWS[1]), _WARPS)
