@@ -406,22 +406,15 @@ def dropout(
     """
     if key is None or rate == 0:
         return x
+    strides = np.cumprod((1, *x.shape[:0:-1]))[::-1]
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis, stride in enumerate(strides):  # a mesh may split several of them
+        along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place += along * jnp.uint32(stride % 2**32)
     words = jax.random.key_data(key).reshape(-1)
-    bits = _hashed(_places(x.shape) * (words[0] | 1), words[-1:])
+    bits = _hashed(place * (words[0] | 1), words[-1:])
     keep = bits >= jnp.uint32(rate * 2**32)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
-
-
-def _places(shape: tuple[int, ...]) -> Array:
-    """The number of each element, modulo 2^32."""
-    if not sharding.ambient_axes():
-        return jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    place = jnp.zeros(shape, jnp.uint32)
-    strides = np.cumprod((1, *shape[:0:-1]))[::-1]
-    for axis, stride in enumerate(strides):  # the mesh may split several of them
-        along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-        place += along * jnp.uint32(stride % 2**32)
-    return place
 
 
 def _initial(rngs: nnx.Rngs, shape: tuple[int, ...], variance: float) -> Array:
