@@ -131,6 +131,26 @@ def test_cast_weights_change_nothing_that_is_computed():
     assert kinds == {"bfloat16", "float32"}  # norms stay
 
 
+def test_a_gpu_rounds_small_weights_together():
+    """With an operand in common, which changes neither them nor their gradients."""
+    layer = linear(8, 8, dtype="bfloat16", rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    x = jax.random.normal(jax.random.key(0), (4, 8), "bfloat16")
+
+    def loss(state):
+        layer = nnx.merge(graph, state)
+        cast_weights(layer)
+        return jnp.square(layer(x).astype(jnp.float32)).sum()
+
+    wanted = jax.jit(jax.value_and_grad(loss))(state)
+    with compat.compiling_for("gpu"):
+        traced = jax.jit(jax.value_and_grad(lambda state: loss(state))).trace(state)
+    assert str(traced.jaxpr).count("optimization_barrier") == 2  # of two shapes
+    found = traced.lower().compile()(state)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_products_of_one_input():
     """Its own gradient is that of the products one by one."""
     layer = linears(6, 3, 4, dtype="float32", rngs=nnx.Rngs(0))
