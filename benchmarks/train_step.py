@@ -1,13 +1,12 @@
 """Time a training step of the released UNet on one GPU, beside torch.
 
     python benchmarks/train_step.py [--rows narrow,torch,...] [--json FILE] \\
-        [--cache DIR] [--clips N] [--calls N] [--model t2v|tiny] [--profile] \\
-        [--average]
+        [--cache DIR] [--clips N] [--calls N] [--model t2v|tiny] [--profile]
 
 The step is the project's own, `training/step.py` on `DiffusionTask`, with random
 weights and latents: all parameters of the UNet, float32 with AdamW, bf16 compute,
-dropout, clipping, the frozen text encoder; with `--average` also a moving average of
-the weights, which the original has for photos alone. Expected: a row for
+dropout, clipping, the frozen text encoder; no average of the weights, as the original
+has none for texts. Expected: a row for
 each choice of what the backward pass recomputes, see `UNetConfig.remat`: none,
 products, narrow, attention, block; and `torch`, the peer: diffusers' UNet with bf16
 parameters and fused AdamW, nothing recomputed; it needs torch and diffusers. Each is a
@@ -49,9 +48,7 @@ TFLOP = 3 * 14.67 / 2  # of a clip's step, written plainly
 CEILING = 782  # TFLOP/s of a large bf16 matmul on one H200
 
 
-def run_config(
-    model: str, clips: int, remat: str, dtype: str, ema_decay: float = 0.0
-) -> TrainConfig:
+def run_config(model: str, clips: int, remat: str, dtype: str) -> TrainConfig:
     """A step on random latents, the text encoder frozen."""
     return TrainConfig(
         stage="diffusion",
@@ -61,7 +58,7 @@ def run_config(
         train_text=False,
         compute_dtype=dtype,
         remat=remat,
-        ema_decay=ema_decay,
+        ema_decay=0.0,
     )
 
 
@@ -69,8 +66,7 @@ def ours(table, args, remat: str) -> None:
     if args.cache:
         jax.config.update("jax_compilation_cache_dir", args.cache)
     dtype = "float32" if compat.on_cpu() else "bfloat16"
-    decay = 0.999 if args.average else 0.0
-    config = run_config(args.model, args.clips, remat, dtype, decay)
+    config = run_config(args.model, args.clips, remat, dtype)
     task = DiffusionTask(config, PRESETS[args.model])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(config)
@@ -204,7 +200,6 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--calls", type=int, default=16, help="in a queue")
     parser.add_argument("--model", choices=sorted(PRESETS), default="t2v")
-    parser.add_argument("--average", action="store_true", help="of weights, kept too")
     parser.add_argument("--profile", action="store_true", help="kernels of the step")
     args = parser.parse_args()
     rows = args.rows.split(",")

@@ -134,10 +134,8 @@ def _products_backward(saved, grads):
     rows = tuple(range(x.ndim - 1))
     dx = _dot(grads[0], kernels[0], 1)
     for grad, kernel in zip(grads[1:], kernels[1:], strict=True):
-        if compat.has_cuda():
-            # Or XLA would have cuBLAS add to what it took for a product of its own.
-            dx = jax.lax.optimization_barrier(dx)
-        dx = dx + _dot(grad, kernel, 1)
+        # Or XLA would not have cuBLAS add the second time.
+        dx = jax.lax.optimization_barrier(dx) + _dot(grad, kernel, 1)
     of_kernels = [jax.lax.dot_general(x, g, ((rows, rows), ((), ()))) for g in grads]
     return dx, *of_kernels
 

@@ -24,10 +24,8 @@ def cast_weights(module: nnx.Module) -> None:
     def rounded(x, dtype):
         traced = isinstance(x, Tracer) and x.dtype != dtype
         if traced and join and x.size <= SMALL:
-            # XLA rounds several small arrays by one kernel only if they have an operand
-            # in common that is no scalar.
             if x.shape not in ones:
-                ones[x.shape] = jax.lax.optimization_barrier(jnp.ones(x.shape, x.dtype))
+                ones[x.shape] = in_common(jnp.ones((), x.dtype), x.shape)
             x = x * ones[x.shape]
         return x.astype(dtype)
 
@@ -39,6 +37,15 @@ def cast_weights(module: nnx.Module) -> None:
                     param.set_value(jax.ShapeDtypeStruct(value.shape, layer.dtype))
                 else:
                     param.set_value(rounded(value, layer.dtype))
+
+
+def in_common(value: Array, shape: tuple[int, ...]) -> Array:
+    """A scalar, spread to an operand of several small arrays of one shape.
+
+    XLA treats some dozens of these by one kernel only if they have an operand in common
+    that is no scalar.
+    """
+    return jax.lax.optimization_barrier(jnp.broadcast_to(value, shape))
 
 
 def rounded_to(module: nnx.Module) -> jnp.dtype | None:

@@ -91,12 +91,9 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
         factor = jnp.where(norm < limit, 1, limit / norm)
         wide = {x.shape: factor for x in updates.values()}
         if compat.has_cuda() and not sharding.splits_parameters():
-            # XLA updates several small arrays by one kernel only if they have an
-            # operand in common that is no scalar.
             for shape in wide:
                 if math.prod(shape) <= rounding.SMALL:
-                    spread = jnp.broadcast_to(factor, shape)
-                    wide[shape] = jax.lax.optimization_barrier(spread)
+                    wide[shape] = rounding.in_common(factor, shape)
         return {name: u * wide[u.shape] for name, u in updates.items()}, state
 
     return optax.GradientTransformationExtraArgs(
